@@ -1,0 +1,200 @@
+"""config: the one list of keys, typed and frozen. What the user asked, and nothing derived from it.
+
+A key stands here only together with the code that obeys it. SHAPES_NUMBERS says which keys shape the
+trained numbers; the others (where and how to run) may change between two starts of the same run.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SHAPES_NUMBERS = ("model", "data", "optim", "run.steps", "run.seed")
+"""Prefixes of the keys that shape the numbers; a finished run is only 'the same run' if these are equal."""
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys, wrong types and later changes are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    """The shape of the decoder; the family decides biases, RoPE base, norm epsilon and initialization."""
+
+    family: Literal["internlm", "internlm2", "internlm3", "llama"]
+    """Row of the family table in models/families.py."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Dtype of parameters and computation (the optimizer keeps fp32); auto: bf16 on CUDA, fp32 on CPU."""
+    vocab: Positive
+    """Rows of the embedding and of the head, in tokens."""
+    layers: Positive
+    """Number of decoder layers."""
+    hidden: Positive
+    """Width of the residual stream."""
+    heads: Positive
+    """Number of query heads; the head size is hidden / heads."""
+    kv_heads: Positive | None = None
+    """Number of key and value heads (grouped-query attention); null: as many as heads."""
+    ffn: Positive
+    """Width of the gated feed-forward layer."""
+    rope_base: Annotated[float, Field(gt=0)] | None = None
+    """Base of the rotary embedding; null: the family's."""
+    rope_trained_len: Positive | None = None
+    """Sequence length the RoPE base was trained for, in tokens; beyond it dynamic NTK scaling grows the base."""
+    rope_factor: Annotated[float, Field(ge=1.0)] = 1.0
+    """Scaling factor of dynamic NTK; used only beyond rope_trained_len."""
+    norm_eps: Annotated[float, Field(gt=0)] | None = None
+    """Epsilon of RMSNorm; null: the family's."""
+    norm_head: bool = False
+    """Normalize each row of the head to length 1 before the logits."""
+    embed_grad_scale: Annotated[float, Field(gt=0, le=1.0)] = 1.0
+    """Factor on the embedding's gradient; the forward value is unchanged."""
+    init_std: Annotated[float, Field(gt=0)] | None = None
+    """Standard deviation of initial weights; null: the family's."""
+    scaled_init: bool | None = None
+    """Divide the output projections' deviation by sqrt(2 * layer number); null: the family's."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "ModelConfig":
+        if self.hidden % self.heads:
+            raise ValueError(
+                f"hidden={self.hidden} is not divisible by heads={self.heads}; "
+                f"use hidden={self.hidden // self.heads * self.heads or self.heads} or another heads"
+            )
+        if self.hidden // self.heads % 2:
+            raise ValueError(f"the head size hidden/heads={self.hidden // self.heads} must be even for RoPE; change heads")
+        if self.heads % self.num_kv_heads:
+            raise ValueError(f"kv_heads={self.num_kv_heads} does not divide heads={self.heads}")
+        return self
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.kv_heads or self.heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+
+class DataConfig(Section):
+    """What is trained on, and how it is cut into micro-batches."""
+
+    train: str | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = "random"
+    """'random', 'python-stdlib', or one or several files or folders of text, JSONL or token files (.bin)."""
+    valid: str | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
+    """Held-out corpus, named like train ('python-stdlib-heldout' belongs to 'python-stdlib'); null: no validation."""
+    tokenizer: str | None = None
+    """'train' (a sentencepiece BPE of model.vocab pieces, trained on the corpus) or the path of a .model file;
+    null: train on token files or random tokens only."""
+    text_key: str = "text"
+    """Key of the text in each line of a JSONL file."""
+    seq_len: Annotated[int, Field(ge=2)] = 2048
+    """Longest piece of a document that attends to itself, in tokens."""
+    micro_batch: Positive = 1
+    """Sequences of seq_len in one micro-batch of one rank; documents are packed into seq_len * micro_batch tokens."""
+    grad_accum: Positive = 1
+    """Micro-batches of one rank in one step."""
+    cache: str | None = None
+    """Folder for tokenizers and token files made from text; null: 'tokens' beside the run folder."""
+
+
+class OptimConfig(Section):
+    """AdamW (arXiv:1711.05101) and the learning-rate schedule."""
+
+    name: Literal["adamw"] = "adamw"
+    """Row of the optimizer table in optim/optimizers.py."""
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    """Peak learning rate."""
+    betas: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], Field(strict=False)] = (
+        0.9,
+        0.95,
+    )
+    """Decay rates of the first and second moment."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled weight decay, multiplied by the learning rate."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """What is decayed: matrices only (no norms, no biases), or everything, as InternEvo does."""
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest global gradient norm; 0: no clipping."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """After the warm-up: cosine to eta_min, or stable with a linear decay at the end (warm-up-stable-decay), or constant."""
+    init_steps: NonNegative = 0
+    """Steps at learning rate 0 before the warm-up."""
+    warmup_ratio: Fraction = 0.01
+    """Share of run.steps spent in linear warm-up."""
+    decay_ratio: Fraction = 0.1
+    """Share of run.steps spent in the final decay (wsd only)."""
+    eta_min: Annotated[float, Field(ge=0)] = 1e-5
+    """Learning rate at the end of the schedule."""
+
+    @model_validator(mode="after")
+    def _ends_below_peak(self) -> "OptimConfig":
+        if self.eta_min > self.lr:
+            raise ValueError(f"eta_min={self.eta_min:g} is above lr={self.lr:g}; the schedule would rise; lower eta_min")
+        return self
+
+
+class ZeroConfig(Section):
+    """Over how many neighbouring ranks the optimizer states are sharded."""
+
+    optim: Positive | Literal["node", "world"] = 1
+    """Group size of the optimizer states: a number of ranks, 'node' (the ranks of one host) or 'world'."""
+
+
+class CommConfig(Section):
+    """How gradients travel."""
+
+    bucket_mb: Annotated[float, Field(gt=0)] = 64.0
+    """Target size of a gradient bucket in megabytes (1e6 bytes of fp32)."""
+    overlap: bool = True
+    """Reduce a bucket while the backward pass still computes the next; false: reduce after it."""
+
+
+class LaunchConfig(Section):
+    """Where the ranks run."""
+
+    nproc: Positive | Literal["auto"] = "auto"
+    """Ranks started by the command itself; auto: one per visible GPU, else 1. Ignored under torchrun and srun,
+    which say themselves how many there are."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA with NCCL where there is one, else CPU with gloo."""
+
+
+class RunConfig(Section):
+    """The run: its folder, length and rhythm."""
+
+    dir: str | None = None
+    """Run folder; null: runs/<config name>."""
+    steps: Positive = 50000
+    """Optimizer updates."""
+    seed: NonNegative = 1024
+    """Seed of initialization and data order."""
+    log_every: Positive = 1
+    """Steps between two lines in the log; metrics.jsonl gets every step."""
+    valid_every: NonNegative = 0
+    """Steps between two validations; 0: only at the end."""
+    tensorboard: bool = False
+    """Also write TensorBoard events to <run folder>/tb (extra [track])."""
+
+
+class Config(Section):
+    """A whole configuration, as read from YAML and overrides."""
+
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    zero: ZeroConfig = ZeroConfig()
+    comm: CommConfig = CommConfig()
+    launch: LaunchConfig = LaunchConfig()
+    run: RunConfig = RunConfig()
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Tokens in one micro-batch of one rank."""
+        return self.data.seq_len * self.data.micro_batch

@@ -1,0 +1,61 @@
+"""Floor 0: the errors a user can meet, each with its exit code.
+
+As a library the engine raises these; the command line prints one line per problem and exits with the code.
+An error text says what was asked, what was found, and what to change.
+"""
+
+
+class EngineError(Exception):
+    """Base of every error that the engine raises on purpose."""
+
+    exit_code = 70
+
+
+class ConfigError(EngineError):
+    """The configuration can't be used. `problems` holds one line each, with file and line where known."""
+
+    exit_code = 2
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class PlanError(ConfigError):
+    """The configuration is valid, but not on this number of ranks."""
+
+
+class DataError(EngineError):
+    """Corpus, tokenizer or token files can't be used."""
+
+    exit_code = 3
+
+
+class StorageError(EngineError):
+    """A folder can't be written or a disk is full."""
+
+    exit_code = 5
+
+
+class LostRankError(EngineError):
+    """Another rank ended, so this one can't go on. Never the cause: the other rank's message is."""
+
+    exit_code = 6
+
+
+class NumbersError(EngineError):
+    """The loss or the gradient norm became NaN or infinite."""
+
+    exit_code = 9
+
+
+class MemoryNeededError(EngineError):
+    """The plan needs more memory than a rank has, or an allocation failed."""
+
+    exit_code = 12
+
+
+DONE = 0
+INTERNAL = 70
+INTERRUPTED = 130
+"""The shell's convention for a program ended by Ctrl-C; the run folder is complete."""

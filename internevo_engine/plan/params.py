@@ -1,0 +1,25 @@
+"""plan: the parameter table. What the planner knows of a model: names, shapes, layers; no tensor, no torch."""
+
+from dataclasses import dataclass
+from math import prod
+
+
+@dataclass(frozen=True)
+class Param:
+    """One trained parameter.
+
+    `layer` orders the forward pass: 0 is the embedding, 1..L the decoder layers, L + 1 final norm and head.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    layer: int
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def is_matrix(self) -> bool:
+        """Norm weights and biases are vectors; weight decay leaves them alone by default."""
+        return len(self.shape) > 1
