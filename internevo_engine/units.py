@@ -1,5 +1,7 @@
 """Floor 0: how bytes, counts and durations are written for people. SI prefixes, so 80 GB is 80e9 bytes."""
 
+from collections.abc import Sequence
+
 _SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -26,3 +28,14 @@ def format_seconds(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.3g} s"
+
+
+def one_of(choices: Sequence[object]) -> str:
+    """[1, 2, 4] -> '1, 2 or 4'."""
+    texts = [str(choice) for choice in choices]
+    return " or ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
+
+
+def divisors(number: int) -> list[int]:
+    """Of a positive number, rising."""
+    return [n for n in range(1, number + 1) if number % n == 0]

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from internevo_engine.units import divisors, one_of
+
 SHAPES_NUMBERS = ("model", "data", "optim", "run.steps", "run.seed")
 """Prefixes of the keys that shape the numbers; a finished run is only 'the same run' if these are equal."""
 
@@ -68,7 +70,8 @@ class ModelConfig(Section):
         if self.hidden // self.heads % 2:
             raise ValueError(f"the head size hidden/heads={self.hidden // self.heads} must be even for RoPE; change heads")
         if self.heads % self.num_kv_heads:
-            raise ValueError(f"kv_heads={self.num_kv_heads} does not divide heads={self.heads}")
+            allowed = one_of(divisors(self.heads))
+            raise ValueError(f"kv_heads={self.num_kv_heads} does not divide heads={self.heads}; use {allowed}")
         return self
 
     @property

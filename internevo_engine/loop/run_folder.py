@@ -1,0 +1,136 @@
+"""loop: the run folder, what is written into it, and whether a run may use it.
+
+    RUN/run.json           state (running, finished, interrupted, failed), steps done
+    RUN/config.yaml        every key, defaults included
+    RUN/command.txt        what was typed
+    RUN/environment.json   versions, machine, device
+    RUN/plan.txt           groups, buckets, memory forecast
+    RUN/log/rank0.log      what rank 0 said; other ranks write only when something is wrong
+    RUN/metrics.jsonl      one line a step;  RUN/valid.jsonl  one line a validation
+    RUN/loss.png
+    RUN/final/             model.safetensors, tokenizer.model, config.yaml
+"""
+
+import json
+import os
+import platform
+import shutil
+import socket
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from internevo_engine.config.load import load_config, numeric_differences
+from internevo_engine.config.schema import Config
+from internevo_engine.errors import ConfigError, StorageError
+
+
+def is_finished(config: Config) -> bool:
+    """True where this very run has already ended. Reads only.
+
+    Raises:
+        ConfigError: the folder holds a finished run with other numbers.
+    """
+    folder = folder_of(config)
+    if _read_state(folder).get("state") != "finished":
+        return False
+    differences = numeric_differences(load_config(folder / "config.yaml"), config)
+    if differences:
+        raise ConfigError(
+            f"{folder} holds a finished run with other settings ({'; '.join(differences)}); "
+            "give this one a folder of its own with run.dir=..., or move the old one aside with --fresh"
+        )
+    return True
+
+
+def folder_of(config: Config) -> Path:
+    """The run folder; `load_config` fills run.dir in."""
+    if config.run.dir is None:
+        raise ConfigError("run.dir: is required when the config was not read from a file")
+    return Path(config.run.dir)
+
+
+class RunFolder:
+    """A folder that this run may write to; made by rank 0 only."""
+
+    def __init__(self, path: Path, files: Mapping[str, str], *, num_steps: int) -> None:
+        """Claim the folder and write `files` into it; what an earlier run left there is moved aside, never deleted.
+
+        Raises:
+            ConfigError: another process trains there right now.
+            StorageError: the folder can't be written.
+        """
+        self.path = path
+        self.moved_to = _move_aside(path)
+        self._num_steps = num_steps
+        try:
+            (path / "log").mkdir(parents=True)
+            self.set_state("running", 0)
+            for name, text in {**files, "environment.json": json.dumps(environment(), indent=2) + "\n"}.items():
+                self.write(name, text)
+        except OSError as error:
+            raise StorageError(f"{path}: {error.strerror}; choose another folder with run.dir=...") from None
+
+    def set_state(self, state: str, step: int) -> None:
+        """Record where the run stands; replaced in one move, so that it is never half written."""
+        record = {"state": state, "step": step, "steps": self._num_steps, "host": socket.gethostname(), "pid": os.getpid()}
+        self.write("run.json", json.dumps(record) + "\n")
+
+    def write(self, name: str, text: str) -> None:
+        """Write a small file whole or not at all."""
+        partial = self.path / f".{name}.partial"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(self.path / name)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """All records of a JSON-lines file; none where the file is not there."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for whoever wants to repeat the run."""
+    packages = ("internevo-engine", "torch", "numpy", "safetensors", "sentencepiece")
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "packages": {name: _version(name) for name in packages},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a source tree
+        return None
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    path = folder / "run.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _move_aside(folder: Path) -> Path | None:
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    state = _read_state(folder)
+    if not state:
+        raise ConfigError(f"{folder} is not empty and holds no run; choose another folder with run.dir=...")
+    if state["state"] == "running" and state["host"] == socket.gethostname() and _is_alive(state["pid"]):
+        raise ConfigError(
+            f"{folder} is in use: process {state['pid']} trains there; wait for it, or choose another run.dir=..."
+        )
+    target = next(path for n in range(1, 10**6) if not (path := folder.with_name(f"{folder.name}.{n}")).exists())
+    try:
+        shutil.move(folder, target)
+    except OSError as error:
+        raise StorageError(f"{folder} can't be moved to {target}: {error.strerror}; choose another run.dir=...") from None
+    return target
+
+
+def _is_alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()

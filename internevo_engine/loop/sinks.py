@@ -1,0 +1,43 @@
+"""loop: where records go. A sink takes (step, record); metrics.jsonl is always there, TensorBoard on request."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from internevo_engine.errors import ConfigError
+
+Record = Mapping[str, float | None]
+Sink = Callable[[int, Record], None]
+
+
+def jsonl(path: Path) -> Sink:
+    """Append one JSON object a line, whole even if the process dies right after."""
+
+    def write(_step: int, record: Record) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(record)) + "\n")
+
+    return write
+
+
+def tensorboard(folder: Path) -> Sink:
+    """Scalars for TensorBoard.
+
+    Raises:
+        ConfigError: the package is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # optional: the extra [track]
+    except ImportError:
+        raise ConfigError(
+            "run.tensorboard=true needs TensorBoard: pip install 'internevo-engine[track]', or set run.tensorboard=false"
+        ) from None
+    writer = SummaryWriter(str(folder))
+
+    def write(step: int, record: Record) -> None:
+        for name, value in record.items():
+            if value is not None and name != "step":
+                writer.add_scalar(name, value, step)
+        writer.flush()
+
+    return write

@@ -1,0 +1,154 @@
+"""plan: config and ranks become numbers. Hands on a frozen `Plan`: groups, buckets, memory.
+
+Pure arithmetic, no torch: a laptop plans for 1,024 ranks in milliseconds.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+from internevo_engine import _core
+from internevo_engine.config.schema import Config, ModelConfig
+from internevo_engine.errors import MemoryNeededError
+from internevo_engine.plan.hybrid_zero import group_size
+from internevo_engine.plan.memory import MemoryForecast, forecast_memory
+from internevo_engine.plan.params import Param
+from internevo_engine.plan.topology import Topology
+from internevo_engine.units import format_bytes, format_count
+
+USABLE_SHARE = 0.94
+"""Of a rank's memory; the rest goes to fragmentation."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every rank does, decided before step 1. The same on all ranks."""
+
+    config: Config
+    topology: Topology
+    params: tuple[Param, ...]
+    dtype: str
+    """'fp32' or 'bf16': parameters and computation."""
+    optim_group: int
+    """Neighbouring ranks that share one copy of the optimizer states."""
+    buckets: tuple[_core.Bucket, ...]
+    """Flat buffers in the order in which gradients appear: the last layers first."""
+    memory: MemoryForecast
+
+    @property
+    def num_params(self) -> int:
+        return sum(param.numel for param in self.params)
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Over all ranks."""
+        return self.config.data.grad_accum * self.topology.world
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Over all ranks."""
+        return self.config.micro_batch_tokens * self.micro_batches_per_step
+
+
+def make_plan(config: Config, params: Sequence[Param], topology: Topology) -> Plan:
+    """Decide groups and buckets, and forecast the memory of one rank.
+
+    Args:
+        params: the parameter table, in forward order.
+
+    Raises:
+        PlanError: group sizes that don't fit the number of ranks.
+    """
+    dtype = resolve_dtype(config.model, topology.device)
+    optim_group = group_size(config.zero.optim, topology, key="zero.optim")
+    decayed = {param.name: config.optim.decay == "all" or param.is_matrix for param in params}
+    buckets = _core.make_buckets(
+        [_core.Param(param.numel, param.layer, decayed[param.name]) for param in params],
+        target_bytes=int(config.comm.bucket_mb * 1e6),
+        num_shards=optim_group,
+    )
+    memory = forecast_memory(
+        config.model,
+        [bucket.numel for bucket in buckets],
+        dtype=dtype,
+        optim_group=optim_group,
+        num_tokens=config.micro_batch_tokens,
+        device=topology.device,
+    )
+    return Plan(config, topology, tuple(params), dtype, optim_group, tuple(buckets), memory)
+
+
+def resolve_dtype(model: ModelConfig, device: str) -> str:
+    """model.dtype, with `auto` decided by the device."""
+    return {"cuda": "bf16", "cpu": "fp32"}[device] if model.dtype == "auto" else model.dtype
+
+
+def check_memory(plan: Plan) -> None:
+    """Refuse a plan that can't fit.
+
+    Raises:
+        MemoryNeededError: with the bytes needed, the bytes there, and what would fit.
+    """
+    there = plan.topology.memory_bytes
+    if there is None or plan.memory.total <= there * USABLE_SHARE:
+        return
+    raise MemoryNeededError(
+        f"a rank needs {format_bytes(plan.memory.total)} "
+        f"({format_bytes(plan.memory.states)} of it for parameters, gradients and optimizer states), "
+        f"but only {format_bytes(there)} are there per rank; {_remedy(plan, int(there * USABLE_SHARE))}"
+    )
+
+
+def _remedy(plan: Plan, limit: int) -> str:
+    fitting = [text for text, trial in _alternatives(plan) if trial.memory.total <= limit]
+    if fitting:
+        return "to fit: " + ", or ".join(fitting)
+    smallest = min(trial.memory.total for _, trial in _alternatives(plan))
+    return (
+        f"nothing tried here fits (least: {format_bytes(smallest)}): take a smaller model, such as configs/demo.yaml, "
+        "or see what it needs elsewhere with --dry-run --gpus 8"
+    )
+
+
+def _alternatives(plan: Plan) -> Iterator[tuple[str, Plan]]:
+    """Other settings with the same global batch, mildest first."""
+    config, world = plan.config, plan.topology.world
+    if plan.optim_group < world:
+        yield "zero.optim=world", _replan(plan, {"zero": {"optim": "world"}})
+    for micro_batch in (n for n in (4, 2, 1) if n < config.data.micro_batch and config.data.micro_batch % n == 0):
+        grad_accum = config.data.grad_accum * config.data.micro_batch // micro_batch
+        data = {"micro_batch": micro_batch, "grad_accum": grad_accum}
+        text = f"data.micro_batch={micro_batch} data.grad_accum={grad_accum}"
+        yield text, _replan(plan, {"data": data})
+        yield f"{text} zero.optim=world", _replan(plan, {"data": data, "zero": {"optim": "world"}})
+    if plan.dtype == "fp32":
+        yield "model.dtype=bf16", _replan(plan, {"model": {"dtype": "bf16"}})
+    yield "model.dtype=bf16 zero.optim=world", _replan(plan, {"model": {"dtype": "bf16"}, "zero": {"optim": "world"}})
+
+
+def _replan(plan: Plan, changes: dict[str, dict[str, int | str]]) -> Plan:
+    sections = {name: getattr(plan.config, name).model_copy(update=update) for name, update in changes.items()}
+    return make_plan(plan.config.model_copy(update=sections), plan.params, plan.topology)
+
+
+def describe(plan: Plan) -> str:
+    """The plan as a person reads it."""
+    config, topology = plan.config, plan.topology
+    largest = max(bucket.numel for bucket in plan.buckets)
+    where = f"{topology.world} ranks = {topology.num_hosts} hosts x {topology.ranks_per_host} {topology.device}"
+    head = [
+        ("model", f"{config.model.family}, {format_count(plan.num_params)} parameters, {plan.dtype}"),
+        ("ranks", where),
+        ("shards", f"P 1 | G 1 | OS {plan.optim_group} (ranks that share one copy of the state)"),
+        (
+            "batch",
+            f"{config.data.micro_batch} x {config.data.seq_len} tokens x {config.data.grad_accum} micro-batches "
+            f"x {topology.world} ranks = {plan.tokens_per_step:,} tokens a step",
+        ),
+        ("buckets", f"{len(plan.buckets)}, the largest {format_bytes(largest * 4)} of fp32 gradients"),
+    ]
+    memory = [(name, format_bytes(value)) for name, value in (*asdict(plan.memory).items(), ("total", plan.memory.total))]
+    there = topology.memory_bytes
+    lines = [f"{name:<8} {text}" for name, text in head]
+    lines += ["memory per rank" + (f" (there: {format_bytes(there)})" if there else "")]
+    lines += [f"  {name:<11} {text:>8}" for name, text in memory]
+    return "\n".join(lines)

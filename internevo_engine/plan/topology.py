@@ -1,0 +1,34 @@
+"""plan: what the ranks are and where they stand. Pure numbers; who fills them in is runtime/machine.py or --gpus."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from internevo_engine.errors import PlanError
+
+
+@dataclass(frozen=True)
+class Topology:
+    """`world` ranks on equal hosts; ranks of one host are neighbours (0..k-1, k..2k-1, ...)."""
+
+    world: int
+    ranks_per_host: int
+    device: str
+    """'cuda' or 'cpu'."""
+    memory_bytes: int | None = None
+    """Memory that one rank may use; None where the machine isn't there (--gpus N)."""
+
+    def __post_init__(self) -> None:
+        if self.world % self.ranks_per_host:
+            raise PlanError(
+                f"world={self.world} ranks don't fill hosts of {self.ranks_per_host}; "
+                "start the same number of ranks on every host"
+            )
+
+    @property
+    def num_hosts(self) -> int:
+        return self.world // self.ranks_per_host
+
+
+def groups(world: int, size: int) -> Sequence[Sequence[int]]:
+    """Groups of `size` neighbouring ranks: groups(4, 2) -> [range(0, 2), range(2, 4)]."""
+    return [range(first, first + size) for first in range(0, world, size)]

@@ -1,0 +1,151 @@
+"""python -m internevo_engine.run CONFIG [section.key=value ...]: the command line of training.
+
+Everything up to the first step's need of it is done without torch, so that a mistake is answered at once.
+"""
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from internevo_engine.config.load import dump_config, load_config
+from internevo_engine.config.schema import Config
+from internevo_engine.errors import DONE, INTERNAL, INTERRUPTED, ConfigError, EngineError
+from internevo_engine.loop.run_folder import folder_of, is_finished
+from internevo_engine.models.families import parameters
+from internevo_engine.plan.plan import Plan, check_memory, describe, make_plan
+from internevo_engine.plan.topology import Topology
+from internevo_engine.runtime.launch import ALONE, Place, find_place
+from internevo_engine.runtime.machine import choose_device, local_topology, probe_machine
+from internevo_engine.runtime.supervise import supervise
+
+GPUS_PER_HOST = 8
+"""For machines that aren't there (--gpus N)."""
+
+EPILOG = """\
+examples:
+  python -m internevo_engine.run configs/demo.yaml
+  python -m internevo_engine.run configs/demo.yaml launch.nproc=2 run.steps=50 run.dir=runs/two
+  python -m internevo_engine.run configs/7B.yaml --dry-run --gpus 1024 --zero.optim world
+  torchrun --nproc-per-node 2 -m internevo_engine.run configs/demo.yaml
+exit codes: 0 done, 2 config, 3 data, 5 storage, 6 lost rank, 9 numbers, 12 memory, 70 internal, 130 Ctrl-C
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line; returns the exit code. One line per problem, no traceback, except for our own bugs."""
+    place = None
+    try:
+        arguments, overrides = _parse(argv)
+        place = find_place(arguments.join, os.environ)
+        return _run(arguments, overrides, place, argv)
+    except ConfigError as error:
+        _complain(place, error.problems)
+        return error.exit_code
+    except EngineError as error:
+        _complain(place, [str(error)])
+        return error.exit_code
+    except KeyboardInterrupt:
+        _complain(place, ["interrupted before the first step; nothing was trained"])
+        return INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        _complain(place, ["this is a bug in internevo_engine; please report it with the traceback above"])
+        return INTERNAL
+
+
+def _run(arguments: argparse.Namespace, overrides: Sequence[str], place: Place | None, argv: Sequence[str]) -> int:
+    if arguments.schema:
+        print(json.dumps(Config.model_json_schema(), indent=2))
+        return DONE
+    config = load_config(arguments.config, overrides)
+    if arguments.print_config:
+        print(dump_config(config), end="")
+        return DONE
+    if arguments.dry_run:
+        print(_dry_run(config, arguments.gpus))
+        return DONE
+    if not arguments.fresh and is_finished(config):
+        print(f"{folder_of(config)} is finished; its report is in report.txt; --fresh moves it aside and starts again")
+        return DONE
+    command = [sys.executable, "-m", "internevo_engine.run", *argv]
+    if place is None:
+        plan = _plan_here(config)
+        check_memory(plan)
+        if plan.topology.world > 1:
+            return supervise(command, plan.topology.world)
+    from internevo_engine.loop.train import train  # imports torch
+
+    result = train(config, place or ALONE, command)
+    return INTERRUPTED if result.interrupted else DONE
+
+
+def _plan_here(config: Config) -> Plan:
+    machine = probe_machine()
+    device = choose_device(config.launch.device, machine)
+    nproc = device.default_nproc(machine) if config.launch.nproc == "auto" else config.launch.nproc
+    return make_plan(config, parameters(config.model), local_topology(device, machine, world=nproc, local_world=nproc))
+
+
+def _dry_run(config: Config, gpus: int | None) -> str:
+    """All checks and the plan, for this machine or for one with `gpus` GPUs."""
+    from internevo_engine.data.prepare import check_sources  # imports torch
+
+    check_sources(config)
+    if gpus is None:
+        plan = _plan_here(config)
+        check_memory(plan)
+    else:
+        topology = Topology(gpus, min(gpus, GPUS_PER_HOST), "cuda")
+        plan = make_plan(config, parameters(config.model), topology)
+    return f"{describe(plan)}\nnothing was trained: this was a dry run"
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Options of the command, and config overrides in either spelling: a.b=c or --a.b c."""
+    options, overrides = [], []
+    rest = iter(argv)
+    for word in rest:
+        name, equals, _ = word.partition("=")
+        if word.startswith("--") and "." in name:
+            overrides.append(word[2:] if equals else f"{word[2:]}={next(rest, '')}")
+        elif equals and not word.startswith("-"):
+            overrides.append(word)
+        else:
+            options.append(word)
+    parser = argparse.ArgumentParser(
+        prog="python -m internevo_engine.run",
+        description="Train a language model as the YAML file CONFIG says.",
+        usage="%(prog)s CONFIG [section.key=value ...] [--section.key value ...] [options]",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="YAML file, such as configs/demo.yaml")
+    parser.add_argument("--dry-run", action="store_true", help="all checks, the plan, memory per rank; nothing is trained")
+    parser.add_argument("--gpus", type=int, metavar="N", help=f"with --dry-run: plan for N GPUs, {GPUS_PER_HOST} a host")
+    parser.add_argument("--print-config", action="store_true", help="print the whole configuration, defaults included")
+    parser.add_argument("--schema", action="store_true", help="print the configuration's JSON Schema, for editors")
+    parser.add_argument("--fresh", action="store_true", help="move an earlier run in the same folder aside, start anew")
+    parser.add_argument("--join", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(options)
+    if arguments.config is None and not arguments.schema:
+        parser.error("CONFIG is missing; try configs/demo.yaml")
+    if arguments.gpus is not None and (arguments.gpus < 1 or not arguments.dry_run):
+        parser.error("--gpus takes a positive number and goes with --dry-run")
+    return arguments, overrides
+
+
+def _complain(place: Place | None, problems: Sequence[str]) -> None:
+    for problem in problems:
+        rank = f"rank {place.rank}: " if place and place.world > 1 and not problem.startswith("rank ") else ""
+        print(f"error: {rank}{problem}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    if code not in (DONE, INTERRUPTED):
+        os._exit(code)  # without teardown, which may wait for ranks that are gone
+    sys.exit(code)

@@ -1,0 +1,47 @@
+"""Every choice of device is made from a description of the machine, so any machine can be tried here."""
+
+import pytest
+
+from internevo_engine.errors import ConfigError
+from internevo_engine.runtime.machine import Gpu, Machine, choose_device, local_topology, probe_machine
+
+LAPTOP = Machine(num_cpus=8, free_memory_bytes=16 * 10**9)
+NODE = Machine(num_cpus=96, free_memory_bytes=10**12, gpus=(Gpu("NVIDIA H100 80GB HBM3", 80 * 10**9),) * 8)
+
+
+@pytest.mark.parametrize(
+    ("machine", "asked", "name", "backend", "nproc"),
+    [
+        (LAPTOP, "auto", "cpu", "gloo", 1),
+        (LAPTOP, "cpu", "cpu", "gloo", 1),
+        (NODE, "auto", "cuda", "nccl", 8),
+        (NODE, "cuda", "cuda", "nccl", 8),
+        (NODE, "cpu", "cpu", "gloo", 1),
+    ],
+)
+def test_device_backend_and_ranks_follow_the_machine(machine, asked, name, backend, nproc):
+    device = choose_device(asked, machine)
+    assert (device.name, device.backend, device.default_nproc(machine)) == (name, backend, nproc)
+
+
+def test_cuda_without_a_gpu_names_the_way_out():
+    with pytest.raises(ConfigError, match="launch.device=cpu.*doctor"):
+        choose_device("cuda", LAPTOP)
+
+
+def test_ranks_of_a_cpu_share_its_memory_and_ranks_of_gpus_do_not():
+    cpu = local_topology(choose_device("auto", LAPTOP), LAPTOP, world=4, local_world=4)
+    assert cpu.memory_bytes == 4 * 10**9
+    gpu = local_topology(choose_device("auto", NODE), NODE, world=16, local_world=8)
+    assert (gpu.memory_bytes, gpu.num_hosts) == (80 * 10**9, 2)
+
+
+def test_more_ranks_than_gpus_are_refused():
+    with pytest.raises(ConfigError, match="9 ranks on this host, but 8 GPUs.*launch.nproc=8"):
+        local_topology(choose_device("auto", NODE), NODE, world=9, local_world=9)
+
+
+def test_this_machine_can_be_read():
+    machine = probe_machine()
+    assert machine.num_cpus >= 1
+    assert machine.free_memory_bytes > 10**8
