@@ -1,0 +1,187 @@
+"""Packs hold every token once, restart where they must, and depend on nothing but (seed, step, number)."""
+
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from internevo_engine.data.formats import TokenFile, write_tokens
+from internevo_engine.data.packing import IGNORED, Corpus, MicroBatch, PackedCorpus, RandomCorpus
+from internevo_engine.errors import DataError
+
+BOS, EOS = 1, 2
+
+
+def make_documents(count: int, longest: int, first_token: int = 3) -> list[list[int]]:
+    """Documents of different lengths in which no token but bos and eos occurs twice."""
+    lengths = np.random.default_rng(0).integers(0, longest, count)
+    ends = first_token + np.cumsum(lengths)
+    return [[BOS, *range(end - length, end), EOS] for end, length in zip(ends.tolist(), lengths.tolist(), strict=True)]
+
+
+def write(path: Path, documents: list[list[int]]) -> TokenFile:
+    with write_tokens(path, 100_000, source="test") as writer:
+        for document in documents:
+            writer.add(np.array(document), num_bytes=len(document))
+    return TokenFile.open(path, 100_000)
+
+
+def make_corpus(
+    path: Path, documents: list[list[int]], *, seq_len: int = 16, micro_batch: int = 4, seed: int = 7
+) -> PackedCorpus:
+    """Two token files, so that documents are found in both."""
+    files = [write(path / "a", documents[: len(documents) // 2]), write(path / "b", documents[len(documents) // 2 :])]
+    return PackedCorpus(files, seq_len=seq_len, micro_batch=micro_batch, seed=seed)
+
+
+def pairs(micro_batches: list[MicroBatch]) -> list[tuple[int, int]]:
+    """(token, label) of every counted position."""
+    tokens, labels = (torch.cat([getattr(b, name) for b in micro_batches]).tolist() for name in ("tokens", "labels"))
+    return [(token, label) for token, label in zip(tokens, labels, strict=True) if label != IGNORED]
+
+
+def pairs_of(documents: list[list[int]]) -> list[tuple[int, int]]:
+    return [pair for document in documents for pair in pairwise(document)]
+
+
+def same(a: MicroBatch, b: MicroBatch) -> bool:
+    return all(
+        torch.equal(getattr(a, name), getattr(b, name)) for name in ("tokens", "labels", "positions", "cu_seqlens")
+    )
+
+
+def check_shape(batch: MicroBatch, seq_len: int, micro_batch: int) -> None:
+    lengths = batch.cu_seqlens.diff()
+    assert (batch.tokens.dtype, batch.labels.dtype, batch.positions.dtype) == (torch.int64,) * 3
+    assert batch.cu_seqlens.dtype == torch.int32
+    assert len(batch.tokens) == len(batch.labels) == len(batch.positions) == seq_len * micro_batch
+    assert (batch.cu_seqlens[0], batch.cu_seqlens[-1]) == (0, seq_len * micro_batch)
+    assert lengths.min() > 0
+    assert lengths.max() <= seq_len
+    assert torch.equal(batch.positions, torch.cat([torch.arange(length) for length in lengths.tolist()]))
+
+
+def test_epoch_holds_every_pair_once_but_for_its_tail(tmp_path: Path) -> None:
+    documents = make_documents(100, 60)
+    corpus = make_corpus(tmp_path, documents)
+    expected = Counter(pairs_of(documents))
+    num_packs, tail = divmod(expected.total(), 64)
+    assert corpus.num_positions == expected.total()
+    assert tail
+    for epoch in range(2):
+        packs = [corpus.micro_batch(epoch * num_packs + pack, 0, 1) for pack in range(num_packs)]
+        for pack in packs:
+            check_shape(pack, 16, 4)
+        missing = expected - Counter(pairs(packs))
+        assert missing.total() == tail
+        assert not Counter(pairs(packs)) - expected
+
+
+def test_documents_stay_in_order_and_epochs_differ(tmp_path: Path) -> None:
+    documents = [[BOS, 10 * i, 10 * i + 1, EOS] for i in range(1, 65)]
+    corpus = make_corpus(tmp_path, documents, seq_len=24, micro_batch=8)
+    epochs = [pairs([corpus.micro_batch(step, 0, 1)]) for step in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch[i : i + 3] for i in range(0, 192, 3)) == [pairs_of([document]) for document in documents]
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert epochs[0] != pairs_of(documents)
+
+
+def test_pieces_end_at_documents_packs_and_seq_len(tmp_path: Path) -> None:
+    file = write(tmp_path / "t", [[BOS, *range(10, 20), EOS]])
+    corpus = PackedCorpus([file], seq_len=4, micro_batch=2, seed=0)
+    batch = corpus.micro_batch(0, 0, 1)
+    assert batch.tokens.tolist() == [BOS, 10, 11, 12, 13, 14, 15, 16]
+    assert batch.labels.tolist() == [10, 11, 12, 13, 14, 15, 16, 17]
+    assert batch.positions.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert batch.cu_seqlens.tolist() == [0, 4, 8]
+    rest = list(corpus.evaluation_packs())[1]
+    assert rest.tokens.tolist() == [17, 18, 19, 0, 0, 0, 0, 0]
+    assert rest.labels.tolist() == [18, 19, EOS, *[IGNORED] * 5]
+    assert rest.positions.tolist() == [0, 1, 2, 0, 1, 2, 3, 0]
+    assert rest.cu_seqlens.tolist() == [0, 3, 7, 8]
+
+
+def test_pieces_begin_exactly_where_a_slow_walk_says(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path, make_documents(100, 60))
+    for step in range(20):
+        batch = corpus.micro_batch(step, 0, 1)
+        tokens, labels, begins, length = batch.tokens.tolist(), batch.labels.tolist(), [0], 0
+        for position in range(64):
+            if position and (labels[position - 1] == EOS or length == 16):
+                begins.append(position)
+                length = 0
+            length += 1
+        assert batch.cu_seqlens.tolist() == [*begins, 64]
+        assert all(tokens[i + 1] == labels[i] for i in range(63) if labels[i] != EOS)
+
+
+def test_micro_batch_is_pure_and_independent_of_the_world(tmp_path: Path) -> None:
+    documents = make_documents(100, 60)
+    corpus, other = make_corpus(tmp_path / "a", documents), make_corpus(tmp_path / "b", documents)
+    straight = [corpus.micro_batch(0, number, 40) for number in range(40)]
+    for step, number in ((9, 3), (0, 0), (4, 1), (9, 3)):
+        assert same(other.micro_batch(step, number, 4), straight[step * 4 + number])
+    assert not same(make_corpus(tmp_path / "c", documents, seed=8).micro_batch(0, 0, 4), straight[0])
+
+
+def test_order_is_the_same_on_every_machine_and_numpy(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path, [[BOS, 10 + i, EOS] for i in range(8)], seq_len=2, micro_batch=8)
+    orders = [corpus.micro_batch(step, 0, 1).labels[::2].tolist() for step in range(2)]
+    assert orders == [[14, 13, 16, 12, 11, 10, 15, 17], [17, 16, 11, 14, 13, 12, 15, 10]]
+
+
+@pytest.mark.parametrize("num_documents", [1, 3])
+def test_tiny_corpus_repeats_itself_within_a_pack(tmp_path: Path, num_documents: int) -> None:
+    documents = [[BOS, 10 + i, 20 + i, EOS] for i in range(num_documents)]
+    corpus = PackedCorpus([write(tmp_path / "t", documents)], seq_len=16, micro_batch=4, seed=7)
+    packs = [corpus.micro_batch(step, 0, 1) for step in range(3 * num_documents)]
+    for pack in packs:
+        check_shape(pack, 16, 4)
+    assert Counter(pairs(packs)) == Counter(pairs_of(documents) * 64)
+
+
+def test_only_an_empty_corpus_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no tokens"):
+        PackedCorpus([write(tmp_path / "t", [])], seq_len=4, micro_batch=1, seed=0)
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_evaluation_counts_every_position_once_in_order(tmp_path: Path, world: int) -> None:
+    documents = make_documents(100, 60)
+    corpus = make_corpus(tmp_path, documents)
+    by_rank = [list(corpus.evaluation_packs(rank, world)) for rank in range(world)]
+    packs = [by_rank[number % world][number // world] for number in range(corpus.num_evaluation_packs)]
+    for pack in packs:
+        check_shape(pack, 16, 4)
+    assert pairs(packs) == pairs_of(documents)
+    assert sum(map(len, by_rank)) == corpus.num_evaluation_packs
+    assert corpus.num_bytes == sum(map(len, documents))
+
+
+def test_random_corpus_has_full_pieces_and_is_pure() -> None:
+    corpus: Corpus = RandomCorpus(50, seq_len=16, micro_batch=4, seed=7)
+    batch = corpus.micro_batch(3, 1, 2)
+    check_shape(batch, 16, 4)
+    assert batch.cu_seqlens.tolist() == [0, 16, 32, 48, 64]
+    assert torch.equal(batch.labels[:-1], batch.tokens[1:])
+    assert batch.tokens.min() >= 0
+    assert batch.tokens.max() < 50
+    assert same(batch, RandomCorpus(50, seq_len=16, micro_batch=4, seed=7).micro_batch(0, 7, 8))
+    assert not same(batch, corpus.micro_batch(3, 0, 2))
+
+
+def test_micro_batch_moves_whole() -> None:
+    batch = RandomCorpus(50, seq_len=4, micro_batch=1, seed=0).micro_batch(0, 0, 1)
+    assert same(batch.to(torch.device("cpu")), batch)
+    assert batch.to(torch.device("meta")).tokens.is_meta
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_micro_batch_moves_to_cuda() -> None:
+    batch = RandomCorpus(50, seq_len=4, micro_batch=1, seed=0).micro_batch(0, 0, 1)
+    assert same(batch.to(torch.device("cuda")).to(torch.device("cpu")), batch)
