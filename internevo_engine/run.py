@@ -123,8 +123,12 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="YAML file, such as configs/demo.yaml")
-    parser.add_argument("--dry-run", action="store_true", help="all checks, the plan, memory per rank; nothing is trained")
-    parser.add_argument("--gpus", type=int, metavar="N", help=f"with --dry-run: plan for N GPUs, {GPUS_PER_HOST} a host")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="all checks, the plan, memory per rank; nothing is trained"
+    )
+    parser.add_argument(
+        "--gpus", type=int, metavar="N", help=f"with --dry-run: plan for N GPUs, {GPUS_PER_HOST} a host"
+    )
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration, defaults included")
     parser.add_argument("--schema", action="store_true", help="print the configuration's JSON Schema, for editors")
     parser.add_argument("--fresh", action="store_true", help="move an earlier run in the same folder aside, start anew")

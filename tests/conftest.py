@@ -38,7 +38,9 @@ def tiny(tmp_path: Path) -> Tiny:
     for part, count in (("train", 20), ("valid", 3)):
         (tmp_path / part).mkdir()
         for number in range(count):
-            words = [f"{verb} {number * k} apples and {k} pears\n" for k in range(number % 7 + 2) for verb in ("eat", "buy")]
+            words = [
+                f"{verb} {number * k} apples and {k} pears\n" for k in range(number % 7 + 2) for verb in ("eat", "buy")
+            ]
             (tmp_path / part / f"{number:02}.txt").write_text("".join(words))
     (tmp_path / "tiny.yaml").write_text(CONFIG.format(folder=tmp_path))
     return Tiny(tmp_path)

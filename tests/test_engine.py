@@ -8,15 +8,23 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
-
-from internevo_engine.config.schema import CommConfig, Config, DataConfig, ModelConfig, OptimConfig, RunConfig, ZeroConfig
-from internevo_engine.data.packing import MicroBatch
-from internevo_engine.engine import Engine
-from internevo_engine.errors import DataError, NumbersError
 from internevo_engine.models.families import parameters
 from internevo_engine.models.initialize import build
 from internevo_engine.models.loss import token_loss
+from torch.nn.functional import cross_entropy
+
+from internevo_engine.config.schema import (
+    CommConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    ZeroConfig,
+)
+from internevo_engine.data.packing import MicroBatch
+from internevo_engine.engine import Engine
+from internevo_engine.errors import DataError, NumbersError
 from internevo_engine.plan.plan import make_plan
 from internevo_engine.plan.topology import Topology
 from internevo_engine.runtime.communicator import Communicator
@@ -29,9 +37,13 @@ LENGTHS = ((64,), (1, 40, 2, 21), (7, 7, 50), (33, 31))
 """Document lengths of the micro-batches of one step; each fills 64 tokens."""
 
 
-def config(*, grad_accum: int = 1, micro_batch: int = 1, optim_group: int = 1, bucket_mb: float = 0.05, **comm) -> Config:
+def config(
+    *, grad_accum: int = 1, micro_batch: int = 1, optim_group: int = 1, bucket_mb: float = 0.05, **comm
+) -> Config:
     return Config(
-        model=ModelConfig(family="internlm", vocab=VOCAB, layers=2, hidden=32, heads=4, kv_heads=2, ffn=48, init_std=0.1),
+        model=ModelConfig(
+            family="internlm", vocab=VOCAB, layers=2, hidden=32, heads=4, kv_heads=2, ffn=48, init_std=0.1
+        ),
         data=DataConfig(seq_len=SEQ_LEN, micro_batch=micro_batch, grad_accum=grad_accum),
         optim=OptimConfig(lr=1e-3, eta_min=1e-4, warmup_ratio=0.1),
         zero=ZeroConfig(optim=optim_group),
@@ -178,4 +190,3 @@ def set_rate(adamw: torch.optim.Optimizer, step: int, optim: OptimConfig) -> Non
     cosine = optim.eta_min + (optim.lr - optim.eta_min) * (1 + torch.cos(torch.pi * progress).item()) / 2
     for group in adamw.param_groups:
         group["lr"] = optim.lr * (step + 1) / 5 if step < 5 else cosine
-

@@ -32,7 +32,8 @@ def test_a_run_leaves_everything_behind(tiny: Tiny, capsys):
     files = {str(path.relative_to(tiny.run)) for path in tiny.run.rglob("*") if path.is_file()}
     assert files == {
         "run.json", "config.yaml", "command.txt", "environment.json", "plan.txt", "report.txt", "metrics.jsonl",
-        "valid.jsonl", "loss.png", "log/rank0.log", "final/model.safetensors", "final/tokenizer.model", "final/config.yaml",
+        "valid.jsonl", "loss.png", "log/rank0.log", "final/model.safetensors", "final/tokenizer.model",
+        "final/config.yaml",
     }  # fmt: skip
     metrics = read_jsonl(tiny.run / "metrics.jsonl")
     assert list(metrics[0]) == [
@@ -236,7 +237,10 @@ def test_two_ranks_by_any_launcher_train_what_one_rank_trains(tiny: Tiny, start)
 
 def test_ctrl_c_ends_after_the_step_with_everything_written(tiny: Tiny):
     process = subprocess.Popen(
-        [*COMMAND, tiny.config, "launch.nproc=2", "run.steps=1000000"], env=environment(), stdout=subprocess.PIPE, text=True
+        [*COMMAND, tiny.config, "launch.nproc=2", "run.steps=1000000"],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout
     for line in process.stdout:

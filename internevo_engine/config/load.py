@@ -71,7 +71,9 @@ def _read_with_base(path: Path, seen: tuple[Path, ...]) -> Source:
 
 
 def _validate(source: Source) -> Config:
-    sections = {key: {} if value is None and key in Config.model_fields else value for key, value in source.values.items()}
+    sections = {
+        key: {} if value is None and key in Config.model_fields else value for key, value in source.values.items()
+    }
     try:
         config = Config.model_validate(sections)
     except ValidationError as error:
@@ -130,7 +132,7 @@ def _all_keys(section: type[BaseModel] = Config, prefix: KeyPath = ()) -> Iterat
 
 
 def _nearest(path: KeyPath) -> str:
-    """A hint: the nearest key of the same section, else the key of that name in another section, else the section's keys."""
+    """A hint: the nearest key of the section, else of another section, else the section's keys."""
     keys = list(_all_keys())
     siblings = {key[-1]: ".".join(key) for key in keys if key[:-1] == path[:-1]}
     elsewhere = {key[-1]: ".".join(key) for key in keys}

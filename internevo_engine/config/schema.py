@@ -68,7 +68,9 @@ class ModelConfig(Section):
                 f"use hidden={self.hidden // self.heads * self.heads or self.heads} or another heads"
             )
         if self.hidden // self.heads % 2:
-            raise ValueError(f"the head size hidden/heads={self.hidden // self.heads} must be even for RoPE; change heads")
+            raise ValueError(
+                f"the head size hidden/heads={self.hidden // self.heads} must be even for RoPE; change heads"
+            )
         if self.heads % self.num_kv_heads:
             allowed = one_of(divisors(self.heads))
             raise ValueError(f"kv_heads={self.num_kv_heads} does not divide heads={self.heads}; use {allowed}")
@@ -87,7 +89,7 @@ class DataConfig(Section):
     """What is trained on, and how it is cut into micro-batches."""
 
     train: str | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = "random"
-    """'random', 'python-stdlib', or one or several files or folders of text, JSONL or token files (.bin)."""
+    """'random', 'python-stdlib', or one or several files or folders of text or JSONL, or token folders."""
     valid: str | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
     """Held-out corpus, named like train ('python-stdlib-heldout' belongs to 'python-stdlib'); null: no validation."""
     tokenizer: str | None = None
@@ -112,7 +114,9 @@ class OptimConfig(Section):
     """Row of the optimizer table in optim/optimizers.py."""
     lr: Annotated[float, Field(gt=0)] = 1e-4
     """Peak learning rate."""
-    betas: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], Field(strict=False)] = (
+    betas: Annotated[
+        tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], Field(strict=False)
+    ] = (
         0.9,
         0.95,
     )
@@ -126,7 +130,7 @@ class OptimConfig(Section):
     clip: Annotated[float, Field(ge=0)] = 1.0
     """Largest global gradient norm; 0: no clipping."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
-    """After the warm-up: cosine to eta_min, or stable with a linear decay at the end (warm-up-stable-decay), or constant."""
+    """After the warm-up: cosine to eta_min, or stable and a linear decay at the end (wsd), or constant."""
     init_steps: NonNegative = 0
     """Steps at learning rate 0 before the warm-up."""
     warmup_ratio: Fraction = 0.01
@@ -139,7 +143,9 @@ class OptimConfig(Section):
     @model_validator(mode="after")
     def _ends_below_peak(self) -> "OptimConfig":
         if self.eta_min > self.lr:
-            raise ValueError(f"eta_min={self.eta_min:g} is above lr={self.lr:g}; the schedule would rise; lower eta_min")
+            raise ValueError(
+                f"eta_min={self.eta_min:g} is above lr={self.lr:g}; the schedule would rise; lower eta_min"
+            )
         return self
 
 

@@ -42,6 +42,21 @@ class Prepared:
     """The text behind `valid`, for `gzip_bits_per_byte`; empty where a part of it is a token folder."""
 
 
+def check_sources(config: Config) -> None:
+    """What a dry run can know of the data: corpora are there, the tokenizer fits, and they go together.
+
+    Raises:
+        DataError: as `prepare`.
+    """
+    train = _parts("data.train", config.data.train, config)
+    valid = _parts("data.valid", config.data.valid or (), config)
+    _refuse_combinations(config, train, valid)
+    if config.data.tokenizer not in (None, "train"):
+        load_tokenizer(Path(config.data.tokenizer), config.model.vocab)
+    for folder in (part for part in train + valid if isinstance(part, Path)):
+        TokenFile.open(folder, config.model.vocab)
+
+
 def prepare(config: Config, cache: Path, report: Report) -> Prepared:
     """Find the corpora, train or load the tokenizer, tokenize what isn't in `cache` yet, and open it all.
 

@@ -10,7 +10,7 @@ from internevo_engine.data.tokenizers import Tokenizer
 
 
 def write_final(folder: Path, model: torch.nn.Module, tokenizer: Tokenizer | None) -> Path:
-    """Write folder/final whole or not at all, replacing an earlier one. Weights in the training dtype, names as in the module."""
+    """Write folder/final whole or not at all. Weights in the training dtype, names as in the module."""
     partial, final = folder / "final.partial", folder / "final"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()

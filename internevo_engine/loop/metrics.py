@@ -93,7 +93,7 @@ def as_line(metrics: StepMetrics, num_steps: int) -> str:
     """One aligned line."""
     mfu = "" if metrics.mfu is None else f"  mfu {metrics.mfu:5.1%}"
     return (
-        f"step {metrics.step:>{len(str(num_steps))}}/{num_steps}  loss {metrics.loss:7.4f}  grad_norm {metrics.grad_norm:7.3f}  "
-        f"lr {metrics.lr:.2e}  tokens {metrics.tokens:>11,}  tgs {metrics.tgs:>8,.0f}  tflops {metrics.tflops:7.3f}{mfu}  "
-        f"{metrics.step_ms:8.1f} ms"
+        f"step {metrics.step:>{len(str(num_steps))}}/{num_steps}  loss {metrics.loss:7.4f}  "
+        f"grad_norm {metrics.grad_norm:7.3f}  lr {metrics.lr:.2e}  tokens {metrics.tokens:>11,}  "
+        f"tgs {metrics.tgs:>8,.0f}  tflops {metrics.tflops:7.3f}{mfu}  {metrics.step_ms:8.1f} ms"
     )

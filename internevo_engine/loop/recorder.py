@@ -6,7 +6,6 @@ Rank 0 records; on the other ranks the same calls do nothing, so that the loop h
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 

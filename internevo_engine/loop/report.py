@@ -1,4 +1,4 @@
-"""loop: the last words of a finished run: what the model is worth, what it writes, where things lie, what to do next."""
+"""loop: the last words of a run: what the model is worth, what it writes, where things lie, what to do next."""
 
 import sys
 from collections.abc import Iterator
@@ -19,7 +19,12 @@ def last_words(folder: Path, engine: Engine, data: Prepared) -> str:
     """A few paragraphs for the screen, the log and RUN/report.txt."""
     config = engine.plan.config
     return "\n\n".join(
-        [*_worth(folder, data), *_sample(engine, data, config), _where(folder, config), f"next: {_next_command(config)}"]
+        [
+            *_worth(folder, data),
+            *_sample(engine, data, config),
+            _where(folder, config),
+            f"next: {_next_command(config)}",
+        ]
     )
 
 
@@ -43,9 +48,16 @@ def _sample(engine: Engine, data: Prepared, config: Config) -> Iterator[str]:
     document = next(iter(data.valid_text[0].documents()))
     prompt = "".join(document.text.splitlines(keepends=True)[:PROMPT_LINES])
     written = continuation(
-        engine.model, data.tokenizer, prompt, num_tokens=SAMPLE_TOKENS, seq_len=config.data.seq_len, seed=config.run.seed
+        engine.model,
+        data.tokenizer,
+        prompt,
+        num_tokens=SAMPLE_TOKENS,
+        seq_len=config.data.seq_len,
+        seed=config.run.seed,
     )
-    yield f"the start of {document.name}, and what the model writes after it\n{_quote(prompt, '|')}\n{_quote(written, '>')}"
+    yield "\n".join(
+        (f"the start of {document.name}, and what the model writes after it", _quote(prompt, "|"), _quote(written, ">"))
+    )
 
 
 def _where(folder: Path, config: Config) -> str:

@@ -1,14 +1,14 @@
 """loop: the run folder, what is written into it, and whether a run may use it.
 
-    RUN/run.json           state (running, finished, interrupted, failed), steps done
-    RUN/config.yaml        every key, defaults included
-    RUN/command.txt        what was typed
-    RUN/environment.json   versions, machine, device
-    RUN/plan.txt           groups, buckets, memory forecast
-    RUN/log/rank0.log      what rank 0 said; other ranks write only when something is wrong
-    RUN/metrics.jsonl      one line a step;  RUN/valid.jsonl  one line a validation
-    RUN/loss.png
-    RUN/final/             model.safetensors, tokenizer.model, config.yaml
+RUN/run.json           state (running, finished, interrupted, failed), steps done
+RUN/config.yaml        every key, defaults included
+RUN/command.txt        what was typed
+RUN/environment.json   versions, machine, device
+RUN/plan.txt           groups, buckets, memory forecast
+RUN/log/rank0.log      what rank 0 said; other ranks write only when something is wrong
+RUN/metrics.jsonl      one line a step;  RUN/valid.jsonl  one line a validation
+RUN/loss.png
+RUN/final/             model.safetensors, tokenizer.model, config.yaml
 """
 
 import json
@@ -75,7 +75,13 @@ class RunFolder:
 
     def set_state(self, state: str, step: int) -> None:
         """Record where the run stands; replaced in one move, so that it is never half written."""
-        record = {"state": state, "step": step, "steps": self._num_steps, "host": socket.gethostname(), "pid": os.getpid()}
+        record = {
+            "state": state,
+            "step": step,
+            "steps": self._num_steps,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
         self.write("run.json", json.dumps(record) + "\n")
 
     def write(self, name: str, text: str) -> None:
@@ -128,7 +134,9 @@ def _move_aside(folder: Path) -> Path | None:
     try:
         shutil.move(folder, target)
     except OSError as error:
-        raise StorageError(f"{folder} can't be moved to {target}: {error.strerror}; choose another run.dir=...") from None
+        raise StorageError(
+            f"{folder} can't be moved to {target}: {error.strerror}; choose another run.dir=..."
+        ) from None
     return target
 
 

@@ -30,7 +30,7 @@ def tensorboard(folder: Path) -> Sink:
         from torch.utils.tensorboard import SummaryWriter  # optional: the extra [track]
     except ImportError:
         raise ConfigError(
-            "run.tensorboard=true needs TensorBoard: pip install 'internevo-engine[track]', or set run.tensorboard=false"
+            "run.tensorboard=true needs TensorBoard: pip install 'internevo-engine[track]', or run.tensorboard=false"
         ) from None
     writer = SummaryWriter(str(folder))
 

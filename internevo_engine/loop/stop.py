@@ -1,4 +1,4 @@
-"""loop: Ctrl-C and SIGTERM end a run after the current step, with everything written. A second Ctrl-C ends it at once."""
+"""loop: Ctrl-C and SIGTERM end a run after the current step, with everything written; a second Ctrl-C at once."""
 
 import signal
 import time

@@ -29,7 +29,7 @@ from internevo_engine.plan.plan import Plan, check_memory, make_plan
 from internevo_engine.runtime.communicator import Communicator, joined
 from internevo_engine.runtime.launch import ALONE, Place
 from internevo_engine.runtime.machine import Device, Machine, choose_device, local_topology, probe_machine
-from internevo_engine.units import format_count, format_seconds
+from internevo_engine.units import format_count
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -93,9 +93,7 @@ def _build_engine(plan: Plan, communicator: Communicator, recorder: Recorder) ->
     return Engine(model, token_loss, plan, communicator)
 
 
-def _steps(
-    engine: Engine, data: Prepared, communicator: Communicator, recorder: Recorder, stop: StopRequest
-) -> bool:
+def _steps(engine: Engine, data: Prepared, communicator: Communicator, recorder: Recorder, stop: StopRequest) -> bool:
     """All steps, or as many as until a rank was asked to stop; True if so."""
     config, rank, world = engine.plan.config, communicator.rank, communicator.world
     meter = Meter(config.model, config.data.seq_len, world, _device_name(communicator.device))
@@ -126,9 +124,7 @@ def squared_lengths(batch: MicroBatch) -> float:
     return float(batch.cu_seqlens.diff().double().square().sum())
 
 
-def _end(
-    engine: Engine, data: Prepared, communicator: Communicator, recorder: Recorder, *, interrupted: bool
-) -> None:
+def _end(engine: Engine, data: Prepared, communicator: Communicator, recorder: Recorder, *, interrupted: bool) -> None:
     """The weights first: nothing that comes later can lose them."""
     recorder.write_final(engine.model, data.tokenizer)
     if interrupted:

@@ -3,7 +3,7 @@
 Pure arithmetic, no torch: a laptop plans for 1,024 ranks in milliseconds.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from internevo_engine import _core
@@ -99,35 +99,39 @@ def check_memory(plan: Plan) -> None:
 
 
 def _remedy(plan: Plan, limit: int) -> str:
-    fitting = [text for text, trial in _alternatives(plan) if trial.memory.total <= limit]
+    trials = [(changes, _replan(plan, changes).memory.total) for changes in _alternatives(plan)]
+    fitting = [
+        " ".join(f"{key}={value}" for key, value in changes.items()) for changes, total in trials if total <= limit
+    ]
     if fitting:
         return "to fit: " + ", or ".join(fitting)
-    smallest = min(trial.memory.total for _, trial in _alternatives(plan))
+    least = min(total for _, total in trials)
     return (
-        f"nothing tried here fits (least: {format_bytes(smallest)}): take a smaller model, such as configs/demo.yaml, "
-        "or see what it needs elsewhere with --dry-run --gpus 8"
+        f"nothing tried here fits (the least: {format_bytes(least)}): take a smaller model, such as configs/demo.yaml, "
+        "or see what this one needs elsewhere with --dry-run --gpus 8"
     )
 
 
-def _alternatives(plan: Plan) -> Iterator[tuple[str, Plan]]:
-    """Other settings with the same global batch, mildest first."""
-    config, world = plan.config, plan.topology.world
-    if plan.optim_group < world:
-        yield "zero.optim=world", _replan(plan, {"zero": {"optim": "world"}})
-    for micro_batch in (n for n in (4, 2, 1) if n < config.data.micro_batch and config.data.micro_batch % n == 0):
-        grad_accum = config.data.grad_accum * config.data.micro_batch // micro_batch
-        data = {"micro_batch": micro_batch, "grad_accum": grad_accum}
-        text = f"data.micro_batch={micro_batch} data.grad_accum={grad_accum}"
-        yield text, _replan(plan, {"data": data})
-        yield f"{text} zero.optim=world", _replan(plan, {"data": data, "zero": {"optim": "world"}})
-    if plan.dtype == "fp32":
-        yield "model.dtype=bf16", _replan(plan, {"model": {"dtype": "bf16"}})
-    yield "model.dtype=bf16 zero.optim=world", _replan(plan, {"model": {"dtype": "bf16"}, "zero": {"optim": "world"}})
+def _alternatives(plan: Plan) -> Iterator[Mapping[str, int | str]]:
+    """Overrides with the same global batch that need less memory, mildest first."""
+    data = plan.config.data
+    sharded: Mapping[str, int | str] = {"zero.optim": "world"}
+    yield sharded
+    for micro_batch in (n for n in (4, 2, 1) if n < data.micro_batch and data.micro_batch % n == 0):
+        grad_accum = data.grad_accum * data.micro_batch // micro_batch
+        smaller: Mapping[str, int | str] = {"data.micro_batch": micro_batch, "data.grad_accum": grad_accum}
+        yield smaller
+        yield {**smaller, **sharded}
+    yield {"model.dtype": "bf16", **sharded}
 
 
-def _replan(plan: Plan, changes: dict[str, dict[str, int | str]]) -> Plan:
-    sections = {name: getattr(plan.config, name).model_copy(update=update) for name, update in changes.items()}
-    return make_plan(plan.config.model_copy(update=sections), plan.params, plan.topology)
+def _replan(plan: Plan, changes: Mapping[str, int | str]) -> Plan:
+    config = plan.config
+    for key, value in changes.items():
+        section, name = key.split(".")
+        update = {section: getattr(config, section).model_copy(update={name: value})}
+        config = config.model_copy(update=update)
+    return make_plan(config, plan.params, plan.topology)
 
 
 def describe(plan: Plan) -> str:
@@ -146,7 +150,9 @@ def describe(plan: Plan) -> str:
         ),
         ("buckets", f"{len(plan.buckets)}, the largest {format_bytes(largest * 4)} of fp32 gradients"),
     ]
-    memory = [(name, format_bytes(value)) for name, value in (*asdict(plan.memory).items(), ("total", plan.memory.total))]
+    memory = [
+        (name, format_bytes(value)) for name, value in (*asdict(plan.memory).items(), ("total", plan.memory.total))
+    ]
     there = topology.memory_bytes
     lines = [f"{name:<8} {text}" for name, text in head]
     lines += ["memory per rank" + (f" (there: {format_bytes(there)})" if there else "")]

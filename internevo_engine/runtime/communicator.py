@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 from internevo_engine.errors import LostRankError
 from internevo_engine.plan.topology import groups
@@ -28,10 +29,7 @@ class Communicator:
         self.optim_rank, self.optim_group_size = place.rank % optim_group, optim_group
         self._optim_group: dist.ProcessGroup | None = None
         if self.world > 1 and optim_group > 1:
-            for ranks in groups(self.world, optim_group):
-                group = dist.new_group(list(ranks))
-                if self.rank in ranks:
-                    self._optim_group = group
+            self._optim_group, _ = dist.new_subgroups_by_enumeration([list(r) for r in groups(self.world, optim_group)])
 
     @property
     def world_group_name(self) -> str:
@@ -46,7 +44,7 @@ class Communicator:
         return values
 
     def gather_shards(self, flat: torch.Tensor) -> None:
-        """Fill `flat`, of which each optimizer-state owner holds its equal slice, in place on every rank of the group."""
+        """Fill `flat`, of which every rank of the optimizer-state group holds its own slice, in place."""
         if self._optim_group is not None:
             with self.peers_named():
                 dist.all_gather_into_tensor(flat, self.own_slice(flat).clone(), group=self._optim_group)
@@ -62,7 +60,7 @@ class Communicator:
         if self.world == 1:
             yield
             return
-        store = dist.PrefixStore("internevo", dist.distributed_c10d._get_default_store())
+        store = PrefixStore("internevo", _get_default_store())
         if self.rank == 0:
             yield
             store.set(name, "done")
@@ -99,8 +97,9 @@ def joined(place: Place, backend: str) -> Iterator[None]:
         )
     except (RuntimeError, dist.DistError) as error:
         raise LostRankError(
-            f"rank {place.rank} on {socket.gethostname()}: not all {place.world} ranks met at {place.rendezvous} within "
-            f"{JOIN_TIMEOUT}; start the same command on every host; torch says: {str(error).splitlines()[0]}"
+            f"rank {place.rank} on {socket.gethostname()}: not all {place.world} ranks met at "
+            f"{place.rendezvous} within {JOIN_TIMEOUT}; start the same command on every host; "
+            f"torch says: {str(error).splitlines()[0]}"
         ) from error
     yield
     dist.destroy_process_group()  # not after an error: this rank's message must come before the others lose it

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 import torch
+from torch.cuda.nccl import version as nccl_version
 
 from internevo_engine.errors import EngineError
 from internevo_engine.runtime.extension import cuda_kernels_built, load_extension
@@ -69,8 +70,10 @@ def _communication(machine: Machine) -> Finding:
     if not machine.gpus:
         return Finding("network", "gloo")
     if not torch.distributed.is_nccl_available():
-        return Finding("network", "gloo; NCCL is missing", "install a CUDA build of torch: see docs/install.md, 'One GPU'")
-    found = "NCCL " + ".".join(map(str, torch.cuda.nccl.version()))
+        return Finding(
+            "network", "gloo; NCCL is missing", "install a CUDA build of torch: see docs/install.md, 'One GPU'"
+        )
+    found = "NCCL " + ".".join(map(str, nccl_version()))
     cuda = torch.version.cuda or ""
     if _installed("nvidia-nccl-cu12") and not cuda.startswith("12"):
         return Finding("network", f"{found}, and nvidia-nccl-cu12 beside CUDA {cuda}", "pip uninstall nvidia-nccl-cu12")
@@ -92,7 +95,9 @@ def _compiler(machine: Machine) -> Finding:
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         return Finding("compiler", "none", "apt-get install g++")
-    first_line = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    first_line = subprocess.run(
+        [compiler, "--version"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()[0]
     nvcc = f"; nvcc at {path}" if (path := shutil.which("nvcc")) else "; no nvcc"
     return Finding("compiler", first_line + nvcc)
 
@@ -103,7 +108,9 @@ def _extension(machine: Machine) -> Finding:
     except EngineError as error:
         return Finding("extension", str(error), "pip install .")
     if machine.gpus and not cuda_kernels_built():
-        return Finding("extension", "CPU kernels; on CUDA a slower composition of torch operations", "install nvcc, pip install .")
+        return Finding(
+            "extension", "CPU kernels; on CUDA a slower composition of torch operations", "install nvcc, pip install ."
+        )
     return Finding("extension", "CPU and CUDA kernels" if cuda_kernels_built() else "CPU kernels")
 
 

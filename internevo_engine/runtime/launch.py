@@ -87,5 +87,7 @@ def expand_hosts(nodelist: str) -> list[str]:
 
 def _integer(env: Mapping[str, str], name: str) -> int:
     if not env.get(name, "").isdigit():
-        raise ConfigError(f"the launcher set {name}={env.get(name)!r}, but a number is needed; start with srun or torchrun")
+        raise ConfigError(
+            f"the launcher set {name}={env.get(name)!r}, but a number is needed; start with srun or torchrun"
+        )
     return int(env[name])

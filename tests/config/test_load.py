@@ -66,7 +66,10 @@ def test_what_yaml_1_1_would_turn_into_a_number_is_refused(tmp_path, text):
         ("seq_len: 4\n", "c.yaml:5: seq_len: unknown key; did you mean data.seq_len?"),
         ("optim:\n  zzz: 1\n", "c.yaml:6: optim.zzz: unknown key; known here: name, lr"),
         ("run: {steps: 1}\nrun: {steps: 2}\n", "c.yaml:6: run is given twice; the first is at"),
-        ("zero: {optim: hosts}\n", "c.yaml:5: zero.optim: should be a valid integer or 'node' or 'world', found 'hosts'"),
+        (
+            "zero: {optim: hosts}\n",
+            "c.yaml:5: zero.optim: should be a valid integer or 'node' or 'world', found 'hosts'",
+        ),
         ("optim: {betas: [0.9]}\n", "c.yaml:5: optim.betas: has too few items, found [0.9]"),
         ("optim: {lr: 1e-6}\n", "c.yaml:5: optim: eta_min=1e-05 is above lr=1e-06"),
         ("run: 5\n", "c.yaml:5: run: should be"),
@@ -90,7 +93,9 @@ def test_all_problems_come_at_once(tmp_path):
     path = write(tmp_path, GOOD + "optim:\n  lrr: 1\nrun: {steps: x, steps: 2}\nzero: {optim: 0}\n")
     lines = problems(path, "data.seqlen=4", "nonsense")
     assert len(lines) == 6
-    assert any(line.startswith("override data.seqlen=4: data.seqlen: unknown key; did you mean data.seq_len") for line in lines)
+    assert any(
+        line.startswith("override data.seqlen=4: data.seqlen: unknown key; did you mean data.seq_len") for line in lines
+    )
     assert any(line.startswith("nonsense: an override is written section.key=value") for line in lines)
 
 

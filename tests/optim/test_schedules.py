@@ -1,5 +1,6 @@
 """A learning rate is a pure function of the step."""
 
+from itertools import pairwise
 from math import cos, pi
 
 import pytest
@@ -16,7 +17,9 @@ def rates(num_steps: int, **keys) -> list[float]:
 
 
 def test_init_steps_rest_at_zero_and_warm_up_is_linear():
-    assert rates(100, init_steps=3, warmup_ratio=0.04)[:8] == pytest.approx([0, 0, 0, 0.25, 0.5, 0.75, 1.0, 1.0], abs=1e-3)
+    assert rates(100, init_steps=3, warmup_ratio=0.04)[:8] == pytest.approx(
+        [0, 0, 0, 0.25, 0.5, 0.75, 1.0, 1.0], abs=1e-3
+    )
 
 
 def test_cosine_ends_at_eta_min():
@@ -24,7 +27,7 @@ def test_cosine_ends_at_eta_min():
     assert values[9] == 1.0
     assert values[-1] == pytest.approx(0.1)
     assert values[54] == pytest.approx(0.1 + 0.9 * (1 + cos(pi / 2)) / 2)
-    assert all(a > b for a, b in zip(values[9:], values[10:], strict=False))
+    assert all(a > b for a, b in pairwise(values[9:]))
 
 
 def test_wsd_is_stable_then_linear():
