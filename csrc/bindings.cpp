@@ -1,0 +1,54 @@
+// internevo_engine._core: the host-only C++ core for Python. The only file that includes pybind11, and it
+// includes none of torch's headers: torch carries another version of pybind11.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "core/bucketing.h"
+#include "core/error.h"
+
+namespace py = pybind11;
+using namespace py::literals;
+using ie::core::Bucket;
+using ie::core::Param;
+
+namespace {
+
+void throw_as_value_error(std::exception_ptr thrown) {
+    try {
+        std::rethrow_exception(thrown);
+    } catch (const ie::Error& error) {
+        PyErr_SetString(PyExc_ValueError, error.what());
+    }
+}
+
+py::str repr(const Bucket& bucket) {
+    return py::str("Bucket(params={}, offsets={}, numel={}, decayed_numel={})")
+        .format(bucket.params, bucket.offsets, bucket.numel, bucket.decayed_numel);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+    m.doc() = "Host-only core: bucketing. No torch inside.";
+    py::register_local_exception_translator(throw_as_value_error);
+
+    // What this build was made for; runtime/extension.py compares it with what it finds.
+    m.attr("TORCH_VERSION") = IE_TORCH_VERSION;
+    m.attr("HAS_CUDA_KERNELS") = static_cast<bool>(IE_WITH_CUDA);
+
+    py::class_<Param>(m, "Param", "A parameter as bucketing sees it: numel, layer, decayed.")
+        .def(py::init<std::int64_t, std::int64_t, bool>(), "numel"_a, "layer"_a, "decayed"_a)
+        .def_readonly("numel", &Param::numel)
+        .def_readonly("layer", &Param::layer)
+        .def_readonly("decayed", &Param::decayed);
+
+    py::class_<Bucket>(m, "Bucket", "Parameters that travel as one flat buffer; counts are elements.")
+        .def_readonly("params", &Bucket::params, "Indices of the parameters, in order of placement.")
+        .def_readonly("offsets", &Bucket::offsets, "First element of each of params.")
+        .def_readonly("numel", &Bucket::numel, "Length, a multiple of 16 * num_shards.")
+        .def_readonly("decayed_numel", &Bucket::decayed_numel, "Where weight decay ends.")
+        .def("__repr__", &repr);
+
+    m.def("make_buckets", &ie::core::make_buckets, "params"_a, "target_bytes"_a, "num_shards"_a,
+          "Buckets in the order in which their gradients are complete. Raises ValueError.");
+}

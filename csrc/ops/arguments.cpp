@@ -1,0 +1,81 @@
+#include "ops/arguments.h"
+
+#include "core/error.h"
+
+namespace ie::ops {
+namespace {
+
+using kernels::ParamOut;
+using torch::headeronly::ScalarType;
+
+void check_contiguous(const Tensor& tensor, const char* name) {
+    IE_CHECK(tensor.is_contiguous(), name, " must be contiguous");
+}
+
+void check_like(const Tensor& tensor, const char* name, const Tensor& master) {
+    IE_CHECK(tensor.numel() == master.numel(), name, " has ", tensor.numel(), " elements, but master has ",
+             master.numel());
+    IE_CHECK(tensor.device() == master.device(), name, " and master are on different devices");
+}
+
+float* data_like(const Tensor& tensor, const char* name, const Tensor& master) {
+    check_like(tensor, name, master);
+    return flat_data(tensor, name);
+}
+
+ParamOut param_dtype(const Tensor& param_out) {
+    const ScalarType dtype = param_out.scalar_type();
+    IE_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16,
+             "param_out must be float32 or bfloat16, not ", dtype);
+    return dtype == ScalarType::Float ? ParamOut::kFp32 : ParamOut::kBf16;
+}
+
+}  // namespace
+
+float* flat_data(const Tensor& tensor, const char* name) {
+    IE_CHECK(tensor.scalar_type() == ScalarType::Float, name, " must be float32, not ", tensor.scalar_type());
+    check_contiguous(tensor, name);
+    return static_cast<float*>(tensor.data_ptr());
+}
+
+kernels::AdamWBuffers adamw_buffers(const Tensor& master, const Tensor& exp_avg, const Tensor& exp_avg_sq,
+                                    const Tensor& grad, const std::optional<Tensor>& param_out,
+                                    const Tensor& grad_scale, std::int64_t decayed_numel) {
+    flat_data(grad_scale, "grad_scale");
+    IE_CHECK(grad_scale.numel() == 1, "grad_scale has ", grad_scale.numel(), " elements, but one scales all");
+    IE_CHECK(grad_scale.device() == master.device(), "grad_scale and master are on different devices");
+    IE_CHECK(0 <= decayed_numel && decayed_numel <= master.numel(), "decayed_numel=", decayed_numel,
+             " is outside of 0 to ", master.numel());
+    kernels::AdamWBuffers buffers{
+        .master = flat_data(master, "master"),
+        .exp_avg = data_like(exp_avg, "exp_avg", master),
+        .exp_avg_sq = data_like(exp_avg_sq, "exp_avg_sq", master),
+        .grad = data_like(grad, "grad", master),
+        .param_out = nullptr,
+        .param_dtype = ParamOut::kNone,
+        .numel = master.numel(),
+        .decayed_numel = decayed_numel,
+    };
+    if (param_out) {
+        check_like(*param_out, "param_out", master);
+        check_contiguous(*param_out, "param_out");
+        buffers.param_dtype = param_dtype(*param_out);
+        buffers.param_out = param_out->data_ptr();
+        IE_CHECK(buffers.param_out != buffers.master || buffers.numel == 0,
+                 "param_out is master itself; pass None where the master is the parameter");
+    }
+    return buffers;
+}
+
+kernels::AdamWStep adamw_step(double lr, double beta1, double beta2, double eps, double weight_decay,
+                              std::int64_t step) {
+    IE_CHECK(lr >= 0, "lr=", lr, " must not be negative");
+    IE_CHECK(0 <= beta1 && beta1 < 1, "beta1=", beta1, " must be in [0, 1)");
+    IE_CHECK(0 <= beta2 && beta2 < 1, "beta2=", beta2, " must be in [0, 1)");
+    IE_CHECK(eps > 0, "eps=", eps, " must be positive");
+    IE_CHECK(weight_decay >= 0, "weight_decay=", weight_decay, " must not be negative");
+    IE_CHECK(step >= 1, "step=", step, " must be at least 1, the first update");
+    return kernels::make_adamw_step({lr, beta1, beta2, eps, weight_decay, step});
+}
+
+}  // namespace ie::ops

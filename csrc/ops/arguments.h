@@ -1,0 +1,27 @@
+// From the tensors and numbers of an op to the plain views and constants that its kernel takes. Everything is
+// checked here, for all devices; the kernels behind see raw pointers. Throws ie::Error.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+
+#include "kernels/adamw.h"
+
+namespace ie::ops {
+
+using torch::stable::Tensor;
+
+// Tensors are contiguous and on one device; as long as master, but grad_scale (1 element); and fp32, but
+// param_out (fp32 or bf16).
+kernels::AdamWBuffers adamw_buffers(const Tensor& master, const Tensor& exp_avg, const Tensor& exp_avg_sq,
+                                    const Tensor& grad, const std::optional<Tensor>& param_out,
+                                    const Tensor& grad_scale, std::int64_t decayed_numel);
+
+kernels::AdamWStep adamw_step(double lr, double beta1, double beta2, double eps, double weight_decay,
+                              std::int64_t step);
+
+// The data of a contiguous fp32 tensor, which an error calls `name`.
+float* flat_data(const Tensor& tensor, const char* name);
+
+}  // namespace ie::ops

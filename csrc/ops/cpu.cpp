@@ -1,0 +1,47 @@
+// The ops on CPU: kernels over ranges, on torch's own threads.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "kernels/square_sum.h"
+#include "ops/arguments.h"
+
+namespace ie::ops {
+namespace {
+
+using torch::stable::parallel_for;
+
+// Threads get whole cache lines; a thread is worth starting for 16 units, some 10 microseconds of work.
+constexpr std::int64_t kUnit = 1024;  // elements
+constexpr std::int64_t kGrain = 16;   // units
+
+void adamw_cpu(const Tensor& master, const Tensor& exp_avg, const Tensor& exp_avg_sq, const Tensor& grad,
+               const std::optional<Tensor>& param_out, const Tensor& grad_scale, std::int64_t decayed_numel,
+               double lr, double beta1, double beta2, double eps, double weight_decay, std::int64_t step) {
+    const auto buffers =
+        adamw_buffers(master, exp_avg, exp_avg_sq, grad, param_out, grad_scale, decayed_numel);
+    const auto constants = adamw_step(lr, beta1, beta2, eps, weight_decay, step);
+    const float scale = *static_cast<const float*>(grad_scale.data_ptr());
+    const std::int64_t num_units = (buffers.numel + kUnit - 1) / kUnit;
+    parallel_for(0, num_units, kGrain, [&](std::int64_t begin, std::int64_t end) {
+        kernels::adamw_range(buffers, constants, scale, begin * kUnit, std::min(end * kUnit, buffers.numel));
+    });
+}
+
+Tensor square_sum_cpu(const Tensor& x) {
+    const float* data = flat_data(x, "x");
+    std::vector<double> partials(kernels::num_blocks(x.numel()));
+    parallel_for(0, std::ssize(partials), kGrain, [&](std::int64_t begin, std::int64_t end) {
+        kernels::square_sum_blocks(data, x.numel(), partials.data(), begin, end);
+    });
+    Tensor sum = torch::stable::empty({}, torch::headeronly::ScalarType::Double);
+    *static_cast<double*>(sum.data_ptr()) = kernels::sum_partials(partials.data(), std::ssize(partials));
+    return sum;
+}
+
+}  // namespace
+}  // namespace ie::ops
+
+STABLE_TORCH_LIBRARY_IMPL(internevo, CPU, m) {
+    m.impl("adamw_", TORCH_BOX(&ie::ops::adamw_cpu));
+    m.impl("square_sum", TORCH_BOX(&ie::ops::square_sum_cpu));
+}

@@ -1,0 +1,38 @@
+"""Types of the compiled module `_core` (csrc/bindings.cpp); csrc/core/bucketing.h has the contract."""
+
+from collections.abc import Sequence
+
+TORCH_VERSION: str
+"""Version of the torch that this build was compiled for."""
+HAS_CUDA_KERNELS: bool
+"""Whether the CUDA kernels were compiled in."""
+
+class Param:
+    """A parameter as bucketing sees it."""
+
+    def __init__(self, numel: int, layer: int, decayed: bool) -> None: ...
+    @property
+    def numel(self) -> int: ...
+    @property
+    def layer(self) -> int: ...
+    @property
+    def decayed(self) -> bool: ...
+
+class Bucket:
+    """Parameters that travel as one flat buffer; offsets and lengths are elements."""
+
+    @property
+    def params(self) -> list[int]:
+        """Indices of the parameters, in order of placement: decayed ones first."""
+    @property
+    def offsets(self) -> list[int]:
+        """First element of each of `params`, a multiple of 16."""
+    @property
+    def numel(self) -> int:
+        """Length of the flat buffer, a multiple of 16 * num_shards."""
+    @property
+    def decayed_numel(self) -> int:
+        """Elements [0, decayed_numel) belong to decayed parameters."""
+
+def make_buckets(params: Sequence[Param], target_bytes: int, num_shards: int) -> list[Bucket]:
+    """Buckets in the order in which their gradients are complete, last layer first. Raises ValueError."""

@@ -1,0 +1,165 @@
+"""runtime: the door to the compiled libraries. Everything above calls the typed functions here, never torch.ops.
+
+Hands on the optimizer's kernels `adamw_` and `square_sum`, and `GradBuckets`, which accumulates and reduces gradients.
+`load_extension` comes first, once per process, at any place before the first use.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from internevo_engine.errors import EngineError
+
+REBUILD = "build it for this environment: 'pip install .', or 'python setup.py build_ext --inplace' in a source tree"
+
+
+def adamw_(
+    master: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    grad: Tensor,
+    param_out: Tensor | None,
+    grad_scale: Tensor,
+    *,
+    decayed_numel: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+) -> None:
+    """One AdamW update (arXiv:1711.05101) of a flat buffer, in one pass, in place.
+
+    master, exp_avg, exp_avg_sq and grad are contiguous fp32 tensors of equal length on one device; grad is read times
+    the one element of grad_scale (fp32). Elements [0, decayed_numel) are decayed by lr * weight_decay. param_out gets
+    the new master in its dtype, bf16 or fp32; None where the master is the parameter. step is 1 at the first update.
+    Raises RuntimeError for other tensors or settings. Moves 28 bytes per element, 30 with bf16, 32 with fp32 output.
+    """
+    settings = (decayed_numel, lr, beta1, beta2, eps, weight_decay, step)
+    torch.ops.internevo.adamw_(master, exp_avg, exp_avg_sq, grad, param_out, grad_scale, *settings)
+
+
+def square_sum(x: Tensor) -> Tensor:
+    """Sum of squares of a contiguous fp32 tensor as a 0-dim fp64 tensor: equal bits for any number of threads."""
+    return torch.ops.internevo.square_sum(x)
+
+
+class GradBuckets:
+    """Accumulates one step's gradients in flat fp32 buckets and sums them over ranks; see csrc/runtime/grad_buckets.h.
+
+    For each micro-batch `begin(last=...)` and `add` for every gradient, then `finish()` once. flats[i] is the buffer
+    of bucket i, its gaps zeroed. Parameter p lies in flats[bucket_of_param[p]] at offset_of_param[p], in elements.
+    group_name names a torch.distributed process group, '' a world of one. Mistakes raise RuntimeError.
+    """
+
+    def __init__(
+        self,
+        flats: Sequence[Tensor],
+        *,
+        bucket_of_param: Sequence[int],
+        offset_of_param: Sequence[int],
+        numel_of_param: Sequence[int],
+        group_name: str,
+        overlap: bool,
+    ) -> None:
+        self._native = torch.classes.internevo.GradBuckets(
+            list(flats), list(bucket_of_param), list(offset_of_param), list(numel_of_param), group_name, overlap
+        )
+
+    def begin(self, *, last: bool) -> None:
+        """Start a micro-batch; `last` is the one after which the step's gradients are complete."""
+        self._native.begin(last)
+
+    def add(self, param: int, grad: Tensor) -> None:
+        """Write (first time in the step) or add the gradient (fp32 or bf16) of a parameter."""
+        self._native.add(param, grad)
+
+    def finish(self) -> None:
+        """Zero-fill parameters without a gradient, send what is left and wait until every bucket is summed."""
+        self._native.finish()
+
+
+@cache
+def load_extension() -> None:
+    """Load the compiled libraries. Raises EngineError where one is missing or belongs to another torch."""
+    paths = [library_path(name) for name in ("_core", "_ops", "_runtime")]
+    from internevo_engine import _core
+
+    check_torch(_core.TORCH_VERSION, torch.__version__)
+    for path in paths[1:]:
+        load_library(path)
+    for name, fake in FAKE.items():
+        torch.library.register_fake(f"internevo::{name}", fake)
+    if not _core.HAS_CUDA_KERNELS:
+        for name, composed in COMPOSED.items():
+            torch.library.register_kernel(f"internevo::{name}", "cuda", composed)
+
+
+def library_path(name: str) -> str:
+    """Path of a compiled library; its spec is right in an editable install too, where this file may be elsewhere."""
+    spec = find_spec(f"internevo_engine.{name}")
+    if spec is None or spec.origin is None:
+        raise EngineError(f"the native library internevo_engine/{name} is missing; {REBUILD}")
+    return spec.origin
+
+
+def check_torch(built_for: str, found: str) -> None:
+    """c10d has no stable ABI, so only the torch release (2.13, whichever patch) that was built for will do."""
+    if built_for.split(".")[:2] != found.split(".")[:2]:
+        raise EngineError(f"native libraries built for torch {built_for} can't run with torch {found}; {REBUILD}")
+
+
+def load_library(path: str) -> None:
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        raise EngineError(f"the native library {path} can't be loaded ({error}); {REBUILD}") from error
+
+
+def composed_adamw_(
+    master: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    grad: Tensor,
+    param_out: Tensor | None,
+    grad_scale: Tensor,
+    decayed_numel: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+) -> None:
+    """`adamw_` in torch operations: the oracle of the tests, and CUDA's row where nvcc was not there at build time."""
+    scaled = grad * grad_scale
+    exp_avg.lerp_(scaled, 1 - beta1)
+    exp_avg_sq.lerp_(scaled.square(), 1 - beta2)
+    root = exp_avg_sq.sqrt().mul_(1 / math.sqrt(1 - beta2**step)).add_(eps)
+    update = exp_avg.mul(lr / (1 - beta1**step)).div_(root)
+    update[:decayed_numel].add_(master[:decayed_numel], alpha=lr * weight_decay)
+    master.sub_(update)
+    if param_out is not None:
+        param_out.copy_(master)
+
+
+def composed_square_sum(x: Tensor) -> Tensor:
+    """`square_sum` in torch operations; its order of summation is torch's."""
+    return x.double().square_().sum()
+
+
+def fake_adamw_(*_tensors_and_numbers: object) -> None:
+    """Nothing is returned, and shapes don't change."""
+
+
+def fake_square_sum(x: Tensor) -> Tensor:
+    return x.new_empty((), dtype=torch.float64)
+
+
+FAKE: dict[str, Callable[..., Tensor | None]] = {"adamw_": fake_adamw_, "square_sum": fake_square_sum}
+COMPOSED: dict[str, Callable[..., Tensor | None]] = {"adamw_": composed_adamw_, "square_sum": composed_square_sum}
