@@ -1,0 +1,50 @@
+"""models: build a decoder with its initial values.
+
+Each parameter is drawn by its own generator, seeded from the run's seed and the parameter's name. So its value
+depends on nothing else: not on the other parameters, the order, the number of ranks or how they share the model.
+"""
+
+import math
+from hashlib import sha256
+
+import torch
+
+from internevo_engine.config.schema import ModelConfig
+from internevo_engine.models.decoder import Decoder
+from internevo_engine.models.families import Architecture, architecture, parameters
+from internevo_engine.plan.params import Param
+
+
+def build(model: ModelConfig, seq_len: int, dtype: torch.dtype, device: torch.device, seed: int) -> Decoder:
+    """A decoder with initial parameters in `dtype` on `device`, and RoPE tables for `seq_len` positions.
+
+    Built on meta first, so that nothing is allocated twice or filled twice. Values are drawn in fp32 on `device`, then
+    rounded; CPU and CUDA draw different numbers from the same seed.
+    """
+    with torch.device("meta"):
+        decoder = Decoder(model, seq_len)
+    decoder = decoder.to(dtype).to_empty(device=device)
+    decoder.rope.fill()
+    arch = architecture(model)
+    with torch.no_grad():
+        for param in parameters(model):
+            decoder.get_parameter(param.name).copy_(draw(param, arch, device, seed))
+    return decoder
+
+
+def draw(param: Param, arch: Architecture, device: torch.device, seed: int) -> torch.Tensor:
+    """The initial value of one parameter, fp32, on `device`."""
+    mean, std = mean_and_std(param, arch)
+    digest = sha256(f"{seed}/{param.name}".encode()).digest()
+    generator = torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big"))
+    return torch.empty(param.shape, dtype=torch.float32, device=device).normal_(mean, std, generator=generator)
+
+
+def mean_and_std(param: Param, arch: Architecture) -> tuple[float, float]:
+    """Mean and deviation of a parameter's normal distribution; the vectors start as constants: deviation 0."""
+    if not param.is_matrix:
+        return (0.0 if param.name.endswith(".bias") else 1.0), 0.0
+    if param.name in ("embedding.weight", "head.weight"):
+        return 0.0, arch.embed_init_std
+    adds_to_residual = param.name.endswith(("wo.weight", "w2.weight"))
+    return 0.0, arch.init_std / math.sqrt(2 * param.layer if arch.scaled_init and adds_to_residual else 1)
