@@ -59,8 +59,7 @@ class Engine:
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.state = FlatState(parameters, plan, communicator, self._optimizer)
         self._buckets = _grad_buckets(self.state, plan, communicator)
-        for index, parameter in enumerate(parameters):
-            parameter.register_post_accumulate_grad_hook(self._hook(index))
+        self._hooks = [p.register_post_accumulate_grad_hook(self._hook(i)) for i, p in enumerate(parameters)]
 
     def step(self, micro_batches: Sequence[Batch], *, stop: bool = False) -> StepResult:
         """One update from this rank's micro-batches.
@@ -98,6 +97,13 @@ class Engine:
             totals[1] += count
         loss_sum, tokens = self._communicator.sum(totals).tolist()
         return loss_sum, int(tokens)
+
+    def close(self) -> None:
+        """Let go of the model and of the process groups, so that they can be destroyed; the parameters stay."""
+        for hook in self._hooks:
+            hook.remove()
+        del self._buckets
+        self._communicator.close()
 
     def _forward_backward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         loss, count = self._loss_fn(self.model, batch.to(self._communicator.device))

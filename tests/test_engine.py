@@ -122,6 +122,7 @@ def engine_loop(place: Place, cfg: Config, *, merged: bool = False) -> Outcome:
         result = engine.step(batches)
         losses.append(result.loss)
         norms.append(result.grad_norm)
+    engine.close()
     return Outcome(losses, norms, {name: p.detach().clone() for name, p in model.named_parameters()})
 
 

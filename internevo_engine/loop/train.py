@@ -113,10 +113,15 @@ def _steps(engine: Engine, data: Prepared, communicator: Communicator, recorder:
             bar.advance(loss=metrics.loss, tgs=metrics.tgs)
             if result.stop and step < config.run.steps:
                 return True
-            if data.valid is not None and config.run.valid_every and step % config.run.valid_every == 0:
+            if data.valid is not None and _is_due(step, config):
                 recorder.validation(validate(engine, data.valid, rank=rank, world=world))
             started = time.perf_counter()
     return False
+
+
+def _is_due(step: int, config: Config) -> bool:
+    """A validation is due; the one after the last step belongs to the end."""
+    return config.run.valid_every > 0 and step % config.run.valid_every == 0 and step < config.run.steps
 
 
 def squared_lengths(batch: MicroBatch) -> float:
@@ -131,12 +136,13 @@ def _end(engine: Engine, data: Prepared, communicator: Communicator, recorder: R
         recorder.draw()
         recorder.set_state("interrupted")
         recorder.say(f"stopped on request after step {engine.num_steps_done}; the weights are in {recorder.path}/final")
-        return
-    if data.valid is not None:
-        recorder.validation(validate(engine, data.valid, rank=communicator.rank, world=communicator.world))
-    recorder.draw()
-    recorder.last_words(lambda: last_words(recorder.path, engine, data))
-    recorder.set_state("finished")
+    else:
+        if data.valid is not None:
+            recorder.validation(validate(engine, data.valid, rank=communicator.rank, world=communicator.world))
+        recorder.draw()
+        recorder.last_words(lambda: last_words(recorder.path, engine, data))
+        recorder.set_state("finished")
+    engine.close()
 
 
 def _device_name(device: torch.device) -> str:

@@ -54,6 +54,10 @@ class Communicator:
         size = flat.numel() // self.optim_group_size
         return flat.narrow(0, self.optim_rank * size, size)
 
+    def close(self) -> None:
+        """Drop the groups. A process group that is alive when Python ends may abort: its thread frees Python objects."""
+        self._optim_group = None
+
     @contextmanager
     def rank_0_first(self, name: str) -> Iterator[None]:
         """Run the block on rank 0 before the others, however long it takes there (tokenizing a corpus)."""
