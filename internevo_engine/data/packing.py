@@ -1,17 +1,18 @@
 """data: from token files to micro-batches. Reads what formats wrote; loader runs it ahead of the training loop.
 
-A micro-batch is a pack: P = seq_len * micro_batch positions in a row, without a batch dimension. A stored document of
-L tokens gives L - 1 positions: token j is the input and token j + 1 its label, so no label is wasted. The documents of
-an epoch are shuffled, laid end to end and cut every P positions. Attention and positions restart at every document, at
-the start of a pack, and after seq_len positions: such a stretch is a piece.
+The documents lie end to end in one long stream of positions: a stored document of L tokens gives L - 1 of them, token
+j as the input and token j + 1 as its label, so no label is wasted. Each epoch cuts the stream every seq_len positions,
+from a place of its own, and shuffles these sequences. A micro-batch is a pack of `micro_batch` of them in a row,
+without a batch dimension. Attention and positions restart at every document and every sequence: such a stretch is a
+piece.
 
-Which pack is which is a pure function of (seed, step, number). Nothing has to be saved to resume, and the world size
-decides only who takes which pack.
+Which pack is which is a pure function of (seed, step, number). Nothing has to be saved to resume, nothing has to be
+kept per document or sequence, and the world size decides only who takes which pack.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from hashlib import blake2b
 from typing import Protocol
 
 import numpy as np
@@ -57,84 +58,89 @@ class PackedCorpus:
     """Documents of one or several token files, packed."""
 
     def __init__(self, token_files: Sequence[TokenFile], *, seq_len: int, micro_batch: int, seed: int) -> None:
-        """Only the documents' lengths are loaded (8 bytes each); tokens stay on disk.
+        """Only the documents' ends are held (8 bytes each); tokens stay on disk.
 
         Raises:
             DataError: the token files hold no position at all.
         """
         self._files = tuple(token_files)
-        self._seq_len = seq_len
-        self._pack_size = seq_len * micro_batch
-        self._seed = seed
+        self._seq_len, self._micro_batch, self._seed = seq_len, micro_batch, seed
         self._first_document = np.cumsum([0, *(len(file.index) - 1 for file in self._files)])
-        self._lengths = np.concatenate([np.maximum(np.diff(file.index) - 1, 0) for file in self._files])
-        self._shuffled_order = lru_cache(maxsize=1)(self._shuffle)
-        self.num_positions = int(self._lengths.sum())
+        lengths = [np.maximum(np.diff(file.index) - 1, 0) for file in self._files]
+        self._ends = np.cumsum(np.concatenate(lengths))
+        self.num_positions = int(self._ends[-1]) if len(self._ends) else 0
         """Positions (and so labels) of one epoch, or of one evaluation."""
         self.num_bytes = sum(file.manifest.num_bytes for file in self._files)
         """UTF-8 size of the text, for bits per byte."""
         if not self.num_positions:
-            raise DataError(
-                f"no tokens to train on in {', '.join(str(file.path) for file in self._files)}; add documents"
-            )
+            paths = ", ".join(str(file.path) for file in self._files)
+            raise DataError(f"no tokens to train on in {paths}; add documents")
+        self._sequences_per_epoch = max(1, self.num_positions // seq_len)
 
     def micro_batch(self, step: int, number: int, per_step: int) -> MicroBatch:
-        """See Corpus. Each epoch has its own order and drops the tail that doesn't fill a pack."""
-        ranges = self._epoch_ranges(step * per_step + number)
-        stretches = (
-            s for epoch, begin, end in ranges for s in self._stretches(self._shuffled_order(epoch), begin, end)
-        )
-        return _pack(stretches, self._pack_size, self._seq_len)
+        """See Corpus. An epoch leaves out the tail that doesn't fill a sequence, which is another one each time."""
+        first = (step * per_step + number) * self._micro_batch
+        stretches = [
+            stretch
+            for sequence in range(first, first + self._micro_batch)
+            for stretch in self._stretches(self._begin_of(sequence), self._seq_len)
+        ]
+        return _pack(stretches, self._micro_batch * self._seq_len, self._seq_len)
 
     @property
     def num_evaluation_packs(self) -> int:
-        return -(-self.num_positions // self._pack_size)
+        return -(-self.num_positions // (self._micro_batch * self._seq_len))
 
     def evaluation_packs(self, rank: int = 0, world: int = 1) -> Iterator[MicroBatch]:
-        """Every `world`-th pack from `rank` on; over all ranks each stored position occurs once, in the stored order.
+        """Every `world`-th pack from `rank` on; over all ranks each position occurs once, in the stored order.
 
         The last pack is filled up with token 0 and label IGNORED, in pieces of its own.
         """
-        order = _Order.of(np.arange(len(self._lengths)), self._lengths)
-        for pack in range(rank, self.num_evaluation_packs, world):
-            begin = pack * self._pack_size
-            end = min(begin + self._pack_size, self.num_positions)
-            yield _pack(self._stretches(order, begin, end), self._pack_size, self._seq_len)
+        pack_size = self._micro_batch * self._seq_len
+        for begin in range(rank * pack_size, self.num_positions, world * pack_size):
+            length = min(pack_size, self.num_positions - begin)
+            yield _pack(self._stretches(begin, length), pack_size, self._seq_len)
 
-    def _epoch_ranges(self, pack: int) -> Iterator[tuple[int, int, int]]:
-        """(epoch, begin, end) of the positions in a pack; several epochs only where an epoch doesn't fill one pack."""
-        packs_per_epoch = self.num_positions // self._pack_size
-        if packs_per_epoch:
-            epoch, place = divmod(pack, packs_per_epoch)
-            yield epoch, place * self._pack_size, (place + 1) * self._pack_size
-            return
-        position, end = pack * self._pack_size, (pack + 1) * self._pack_size
-        while position < end:
-            epoch, begin = divmod(position, self.num_positions)
-            length = min(self.num_positions - begin, end - position)
-            yield epoch, begin, begin + length
-            position += length
+    def _begin_of(self, sequence: int) -> int:
+        """Where in the stream a sequence begins, counted over all epochs."""
+        epoch, slot = divmod(sequence, self._sequences_per_epoch)
+        offset = _draw(self._seed, epoch) % self._seq_len
+        return offset + self._seq_len * shuffled(slot, self._sequences_per_epoch, self._seed, epoch)
 
-    def _shuffle(self, epoch: int) -> "_Order":
-        # Sorting raw draws: NumPy promises the stream of a bit generator for good, but not that of permutation().
-        keys = _random(self._seed, epoch, len(self._lengths))
-        return _Order.of(np.argsort(keys, kind="stable"), self._lengths)
+    def _stretches(self, begin: int, length: int) -> Iterator[Tokens]:
+        """The documents within `length` positions from `begin` on; n positions are n + 1 tokens, a view of the file.
 
-    def _stretches(self, order: "_Order", begin: int, end: int) -> Iterator[Tokens]:
-        """The documents between two positions of an epoch; n positions are n + 1 tokens, a view into the file."""
-        slot = int(np.searchsorted(order.ends, begin, side="right"))
-        while begin < end:
-            slot_end = int(order.ends[slot])
-            tokens = self._document(int(order.documents[slot]))
-            first = len(tokens) - 1 - (slot_end - begin)
-            stop = min(slot_end, end)
-            if begin < stop:
-                yield tokens[first : first + stop - begin + 1]
-            begin, slot = stop, slot + 1
+        The stream is a ring: behind its last document comes the first.
+        """
+        while length:
+            begin %= self.num_positions
+            document = int(np.searchsorted(self._ends, begin, side="right"))
+            count = min(length, int(self._ends[document]) - begin)
+            tokens = self._document(document)
+            first = len(tokens) - 1 - (int(self._ends[document]) - begin)
+            yield tokens[first : first + count + 1]
+            begin, length = begin + count, length - count
 
     def _document(self, number: int) -> Tokens:
         file = int(np.searchsorted(self._first_document, number, side="right")) - 1
         return self._files[file].document(number - int(self._first_document[file]))
+
+
+def shuffled(index: int, count: int, *key: int) -> int:
+    """Where a pseudo-random permutation of range(count) takes `index`; no table, whatever the count.
+
+    A Feistel network on the next power of four, walked along its cycle until it is back in range (Black and Rogaway,
+    "Ciphers with arbitrary finite domains", CT-RSA 2002, method 2).
+    """
+    half = ((count - 1).bit_length() + 1) // 2
+    mask = (1 << half) - 1
+    while True:
+        left, right = index >> half, index & mask
+        for round_number in range(4):
+            left, right = right, left ^ (_draw(*key, round_number, right) & mask)
+        index = left << half | right
+        if index < count:
+            return index
 
 
 class RandomCorpus:
@@ -152,18 +158,9 @@ class RandomCorpus:
         return _pack([(draws % self._vocab).astype(np.int64)], self._pack_size, self._seq_len)
 
 
-@dataclass(frozen=True)
-class _Order:
-    """The documents of an epoch, laid end to end."""
-
-    documents: Int64s
-    """[D]: number of the document in each slot."""
-    ends: Int64s
-    """[D]: position behind the last one of each slot."""
-
-    @classmethod
-    def of(cls, documents: Int64s, lengths: Int64s) -> "_Order":
-        return cls(documents, np.cumsum(lengths[documents]))
+def _draw(*key: int) -> int:
+    """64 pseudo-random bits, a pure function of the key, the same on every machine."""
+    return int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), "little")
 
 
 def _random(seed: int, stream: int, count: int) -> npt.NDArray[np.uint64]:
