@@ -7,6 +7,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+TORCH_DIR = $$($(BIN)/python -c 'from importlib.util import find_spec; print(find_spec("torch").submodule_search_locations[0])')
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
 .PHONY: demo test test-all test-gpu lint format docs clean
@@ -51,16 +52,16 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: $(VENV)/bin/python $(SOURCES)
 	@echo "== installing internevo_engine and building its C++ extension (a minute or two)"
-	@$(PIP) -e .
+	@IE_TORCH_DIR=$(TORCH_DIR) $(PIP) -e .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "== installing what the tests need"
-	@$(PIP) -e '.[dev]'
+	@IE_TORCH_DIR=$(TORCH_DIR) $(PIP) -e '.[dev]'
 	@touch $@
 
 docs: $(VENV)/.installed-dev
-	@$(PIP) -e '.[docs]'
+	@IE_TORCH_DIR=$(TORCH_DIR) $(PIP) -e '.[docs]'
 	$(BIN)/sphinx-build -W -q docs build/docs
 
 clean:

@@ -8,7 +8,7 @@ clips, decays and updates. The scheduler will take over the moments; buckets and
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite, sqrt
-from typing import Protocol
+from typing import Generic, Protocol, Self, TypeVar
 
 import torch
 
@@ -24,10 +24,11 @@ from internevo_engine.runtime.optimizers import OPTIMIZERS
 class Batch(Protocol):
     """Whatever the loss function takes; the engine only moves it to the device."""
 
-    def to(self, device: torch.device) -> "Batch": ...
+    def to(self, device: torch.device) -> Self: ...
 
 
-LossFunction = Callable[[torch.nn.Module, Batch], tuple[torch.Tensor, torch.Tensor]]
+B = TypeVar("B", bound=Batch)
+LossFunction = Callable[[torch.nn.Module, B], tuple[torch.Tensor, torch.Tensor]]
 """(model, batch) -> (sum of the loss over valid tokens, number of valid tokens), both 0-dim."""
 
 
@@ -46,10 +47,12 @@ class StepResult:
     """Some rank asked to stop after this step."""
 
 
-class Engine:
+class Engine(Generic[B]):
     """Trains `model` by the plan. All ranks call the same methods in the same order."""
 
-    def __init__(self, model: torch.nn.Module, loss_fn: LossFunction, plan: Plan, communicator: Communicator) -> None:
+    def __init__(
+        self, model: torch.nn.Module, loss_fn: LossFunction[B], plan: Plan, communicator: Communicator
+    ) -> None:
         load_extension()
         self.model, self.plan = model, plan
         self.num_steps_done = 0
@@ -61,7 +64,7 @@ class Engine:
         self._buckets = _grad_buckets(self.state, plan, communicator)
         self._hooks = [p.register_post_accumulate_grad_hook(self._hook(i)) for i, p in enumerate(parameters)]
 
-    def step(self, micro_batches: Sequence[Batch], *, stop: bool = False) -> StepResult:
+    def step(self, micro_batches: Sequence[B], *, stop: bool = False) -> StepResult:
         """One update from this rank's micro-batches.
 
         Args:
@@ -88,7 +91,7 @@ class Engine:
         return self._update(loss_sum, tokens, squares, stop=stops > 0)
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch]) -> tuple[float, int]:
+    def evaluate(self, batches: Iterable[B]) -> tuple[float, int]:
         """Sum of the loss in nats and number of valid tokens, over the batches of all ranks."""
         totals = torch.zeros(2, dtype=torch.float64, device=self._communicator.device)
         for batch in batches:
@@ -105,7 +108,7 @@ class Engine:
         del self._buckets
         self._communicator.close()
 
-    def _forward_backward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def _forward_backward(self, batch: B) -> tuple[torch.Tensor, torch.Tensor]:
         loss, count = self._loss_fn(self.model, batch.to(self._communicator.device))
         loss.backward()
         return loss.detach(), count

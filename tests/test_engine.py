@@ -8,9 +8,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from internevo_engine.models.families import parameters
-from internevo_engine.models.initialize import build
-from internevo_engine.models.loss import token_loss
 from torch.nn.functional import cross_entropy
 
 from internevo_engine.config.schema import (
@@ -25,6 +22,9 @@ from internevo_engine.config.schema import (
 from internevo_engine.data.packing import MicroBatch
 from internevo_engine.engine import Engine
 from internevo_engine.errors import DataError, NumbersError
+from internevo_engine.models.families import parameters
+from internevo_engine.models.initialize import build
+from internevo_engine.models.loss import token_loss
 from internevo_engine.plan.plan import make_plan
 from internevo_engine.plan.topology import Topology
 from internevo_engine.runtime.communicator import Communicator

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import log
 
-from internevo_engine.data.packing import PackedCorpus
+from internevo_engine.data.packing import MicroBatch, PackedCorpus
 from internevo_engine.engine import Engine
 
 
@@ -19,7 +19,7 @@ class Validation:
     tokens: int
 
 
-def validate(engine: Engine, corpus: PackedCorpus, *, rank: int, world: int) -> Validation:
+def validate(engine: Engine[MicroBatch], corpus: PackedCorpus, *, rank: int, world: int) -> Validation:
     """Every held-out token once, the packs dealt out over the ranks."""
     engine.model.eval()
     loss_sum, tokens = engine.evaluate(corpus.evaluation_packs(rank, world))

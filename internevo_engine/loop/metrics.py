@@ -59,7 +59,7 @@ class Meter:
         step: int,
         tokens: int,
         step_tokens: int,
-        squared_lengths: float,
+        squared_lengths: int,
         seconds: float,
     ) -> StepMetrics:
         """Rates of one step.

@@ -5,17 +5,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from internevo_engine.config.schema import Config
+from internevo_engine.data.packing import MicroBatch
 from internevo_engine.data.prepare import Prepared, gzip_bits_per_byte
 from internevo_engine.engine import Engine
 from internevo_engine.loop.run_folder import read_jsonl
 from internevo_engine.loop.sample import continuation
 from internevo_engine.units import format_seconds
 
-PROMPT_LINES = 12
+PROMPT_LINES = 10
 SAMPLE_TOKENS = 120
 
 
-def last_words(folder: Path, engine: Engine, data: Prepared) -> str:
+def last_words(folder: Path, engine: Engine[MicroBatch], data: Prepared) -> str:
     """A few paragraphs for the screen, the log and RUN/report.txt."""
     config = engine.plan.config
     return "\n\n".join(
@@ -41,12 +42,13 @@ def _worth(folder: Path, data: Prepared) -> Iterator[str]:
     )
 
 
-def _sample(engine: Engine, data: Prepared, config: Config) -> Iterator[str]:
-    """What the model writes after the first lines of the first held-out document."""
+def _sample(engine: Engine[MicroBatch], data: Prepared, config: Config) -> Iterator[str]:
+    """What the model writes after some lines from the middle of the first held-out document."""
     if not data.valid_text or data.tokenizer is None:
         return
     document = next(iter(data.valid_text[0].documents()))
-    prompt = "".join(document.text.splitlines(keepends=True)[:PROMPT_LINES])
+    lines = document.text.splitlines(keepends=True)
+    prompt = "".join(lines[len(lines) // 2 :][:PROMPT_LINES])
     written = continuation(
         engine.model,
         data.tokenizer,
@@ -55,9 +57,8 @@ def _sample(engine: Engine, data: Prepared, config: Config) -> Iterator[str]:
         seq_len=config.data.seq_len,
         seed=config.run.seed,
     )
-    yield "\n".join(
-        (f"the start of {document.name}, and what the model writes after it", _quote(prompt, "|"), _quote(written, ">"))
-    )
+    title = f"some lines of {document.name}, and what the model writes after them"
+    yield f"{title}\n{_quote(prompt, '|')}\n{_quote(written, '>')}"
 
 
 def _where(folder: Path, config: Config) -> str:

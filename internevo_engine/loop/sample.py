@@ -14,7 +14,7 @@ def continuation(
     num_tokens: int,
     seq_len: int,
     seed: int,
-    temperature: float = 0.8,
+    temperature: float = 0.7,
     top_k: int = 50,
 ) -> str:
     """Sample up to `num_tokens` tokens after `prompt`; deterministic for a seed. Returns the new text only."""

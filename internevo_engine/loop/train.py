@@ -83,17 +83,19 @@ def _prepare_data(config: Config, communicator: Communicator, recorder: Recorder
         return prepare(config, cache, recorder.say)
 
 
-def _build_engine(plan: Plan, communicator: Communicator, recorder: Recorder) -> Engine:
+def _build_engine(plan: Plan, communicator: Communicator, recorder: Recorder) -> Engine[MicroBatch]:
     config, device = plan.config, communicator.device
     recorder.say(
         f"{config.model.family}, {format_count(plan.num_params)} parameters in {plan.dtype}, on "
         f"{plan.topology.world} x {device.type}, {plan.tokens_per_step:,} tokens a step, {config.run.steps} steps"
     )
     model = build(config.model, config.data.seq_len, TORCH_DTYPES[plan.dtype], device, config.run.seed)
-    return Engine(model, token_loss, plan, communicator)
+    return Engine[MicroBatch](model, token_loss, plan, communicator)
 
 
-def _steps(engine: Engine, data: Prepared, communicator: Communicator, recorder: Recorder, stop: StopRequest) -> bool:
+def _steps(
+    engine: Engine[MicroBatch], data: Prepared, communicator: Communicator, recorder: Recorder, stop: StopRequest
+) -> bool:
     """All steps, or as many as until a rank was asked to stop; True if so."""
     config, rank, world = engine.plan.config, communicator.rank, communicator.world
     meter = Meter(config.model, config.data.seq_len, world, _device_name(communicator.device))
@@ -124,12 +126,14 @@ def _is_due(step: int, config: Config) -> bool:
     return config.run.valid_every > 0 and step % config.run.valid_every == 0 and step < config.run.steps
 
 
-def squared_lengths(batch: MicroBatch) -> float:
+def squared_lengths(batch: MicroBatch) -> int:
     """Sum of l^2 over the pieces of a pack: what attention costs."""
-    return float(batch.cu_seqlens.diff().double().square().sum())
+    return int(batch.cu_seqlens.diff().long().square().sum())
 
 
-def _end(engine: Engine, data: Prepared, communicator: Communicator, recorder: Recorder, *, interrupted: bool) -> None:
+def _end(
+    engine: Engine[MicroBatch], data: Prepared, communicator: Communicator, recorder: Recorder, *, interrupted: bool
+) -> None:
     """The weights first: nothing that comes later can lose them."""
     recorder.write_final(engine.model, data.tokenizer)
     if interrupted:

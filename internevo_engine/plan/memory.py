@@ -51,16 +51,23 @@ def forecast_memory(
         parameters=numel * size,
         gradients=numel * 4,
         optimizer=numel // optim_group * (8 + 4 * has_own_master),
-        activations=num_tokens * saved_bytes_per_token(model, size),
-        logits=num_tokens * model.vocab * (size + 8),  # logits, their fp32 copy, its gradient
+        activations=num_tokens * saved_bytes_per_token(model, size, device),
+        logits=num_tokens * model.vocab * (size + 4),  # logits and their fp32 log-softmax
         process=PROCESS_BYTES[device],
     )
 
 
-def saved_bytes_per_token(model: ModelConfig, size: int) -> int:
-    """Activations kept for the backward pass, without recomputation, logits excluded."""
-    kv = model.num_kv_heads * model.head_dim
-    attention = 5 * model.hidden + 2 * kv  # input, normed input, q, output, residual; k and v
-    feed_forward = model.hidden + 4 * model.ffn  # normed input; gate and up, activated gate, product
-    layer = (attention + feed_forward) * size + 4 * model.heads + 8  # log-sum-exp, two inverse norms
-    return model.layers * layer + 2 * model.hidden * size
+def saved_bytes_per_token(model: ModelConfig, size: int, device: str) -> int:
+    """Activations kept for the backward pass, without recomputation, logits excluded.
+
+    The CUDA row follows from the kernels there (a fused RMSNorm keeps its input, flash attention's output is not
+    copied); nobody of us has measured it.
+    """
+    hidden, kv = model.hidden, model.num_kv_heads * model.head_dim
+    norm = {"cpu": (8 + size) * hidden, "cuda": 2 * size * hidden}[device] + 4  # cpu: fp32 input and normed input
+    attention_inputs = (hidden + kv) + (hidden + 2 * kv)  # turned q and k; v as a view of the whole projection
+    attention_outputs = {"cpu": 2 * hidden, "cuda": hidden}[device]
+    attention = (attention_inputs + attention_outputs) * size + 4 * model.heads  # and the log-sum-exp
+    feed_forward = 3 * model.ffn * size  # gate and up, their product
+    rope_and_tokens = 2 * model.head_dim * size + 8
+    return model.layers * (2 * norm + attention + feed_forward) + norm + rope_and_tokens

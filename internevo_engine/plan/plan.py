@@ -138,7 +138,8 @@ def describe(plan: Plan) -> str:
     """The plan as a person reads it."""
     config, topology = plan.config, plan.topology
     largest = max(bucket.numel for bucket in plan.buckets)
-    where = f"{topology.world} ranks = {topology.num_hosts} hosts x {topology.ranks_per_host} {topology.device}"
+    hosts = f"{topology.num_hosts} host{'s' * (topology.num_hosts > 1)}"
+    where = f"{topology.world} ranks = {hosts} x {topology.ranks_per_host} {topology.device}"
     head = [
         ("model", f"{config.model.family}, {format_count(plan.num_params)} parameters, {plan.dtype}"),
         ("ranks", where),

@@ -29,7 +29,10 @@ class Communicator:
         self.optim_rank, self.optim_group_size = place.rank % optim_group, optim_group
         self._optim_group: dist.ProcessGroup | None = None
         if self.world > 1 and optim_group > 1:
-            self._optim_group, _ = dist.new_subgroups_by_enumeration([list(r) for r in groups(self.world, optim_group)])
+            ranks = [list(group) for group in groups(self.world, optim_group)]
+            group, _ = dist.new_subgroups_by_enumeration(ranks)
+            assert isinstance(group, dist.ProcessGroup), "every rank is in one group"
+            self._optim_group = group
 
     @property
     def world_group_name(self) -> str:
@@ -55,7 +58,7 @@ class Communicator:
         return flat.narrow(0, self.optim_rank * size, size)
 
     def close(self) -> None:
-        """Drop the groups. A process group that is alive when Python ends may abort: its thread frees Python objects."""
+        """Drop the groups: one that is alive when Python ends may abort, as its thread frees Python objects."""
         self._optim_group = None
 
     @contextmanager

@@ -6,13 +6,13 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 
 import torch
 from torch.cuda.nccl import version as nccl_version
 
+from internevo_engine import _core
 from internevo_engine.errors import EngineError
-from internevo_engine.runtime.extension import cuda_kernels_built, load_extension
+from internevo_engine.runtime.extension import load_extension
 from internevo_engine.runtime.machine import Machine, probe_machine
 from internevo_engine.units import format_bytes
 
@@ -46,12 +46,12 @@ def report(machine: Machine | None = None) -> str:
     return "\n".join(lines)
 
 
-def _python(machine: Machine) -> Finding:
+def check_python(machine: Machine) -> Finding:
     memory = format_bytes(machine.free_memory_bytes)
     return Finding("python", f"{platform.python_version()}, {machine.num_cpus} CPU cores, {memory} free memory")
 
 
-def _torch(machine: Machine) -> Finding:
+def check_torch(machine: Machine) -> Finding:
     cuda = torch.version.cuda
     found = f"{torch.__version__}, {f'CUDA {cuda}' if cuda else 'CPU build'}"
     has_driver = shutil.which("nvidia-smi") is not None
@@ -60,13 +60,13 @@ def _torch(machine: Machine) -> Finding:
     return Finding("torch", found)
 
 
-def _device(machine: Machine) -> Finding:
+def check_device(machine: Machine) -> Finding:
     if not machine.gpus:
         return Finding("device", "CPU; no CUDA device visible")
     return Finding("device", ", ".join(f"{gpu.name} {format_bytes(gpu.memory_bytes)}" for gpu in machine.gpus))
 
 
-def _communication(machine: Machine) -> Finding:
+def check_communication(machine: Machine) -> Finding:
     if not machine.gpus:
         return Finding("network", "gloo")
     if not torch.distributed.is_nccl_available():
@@ -75,23 +75,23 @@ def _communication(machine: Machine) -> Finding:
         )
     found = "NCCL " + ".".join(map(str, nccl_version()))
     cuda = torch.version.cuda or ""
-    if _installed("nvidia-nccl-cu12") and not cuda.startswith("12"):
+    if installed("nvidia-nccl-cu12") and not cuda.startswith("12"):
         return Finding("network", f"{found}, and nvidia-nccl-cu12 beside CUDA {cuda}", "pip uninstall nvidia-nccl-cu12")
     return Finding("network", found)
 
 
-def _attention(machine: Machine) -> Finding:
+def check_attention(machine: Machine) -> Finding:
     if not machine.gpus:
         return Finding("attention", "scaled_dot_product_attention, a call per run of equal documents")
-    if find_spec("flash_attn"):
-        return Finding("attention", f"flash-attn {_installed('flash-attn')}")
+    if flash := installed("flash-attn"):
+        return Finding("attention", f"flash-attn {flash}")
     major = min(torch.cuda.get_device_capability(i)[0] for i in range(len(machine.gpus)))
     if major >= 8:
         return Finding("attention", "torch varlen_attn")
     return Finding("attention", "scaled_dot_product_attention: slow on this GPU", "use an A100 or newer")
 
 
-def _compiler(machine: Machine) -> Finding:
+def check_compiler(machine: Machine) -> Finding:
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         return Finding("compiler", "none", "apt-get install g++")
@@ -102,37 +102,37 @@ def _compiler(machine: Machine) -> Finding:
     return Finding("compiler", first_line + nvcc)
 
 
-def _extension(machine: Machine) -> Finding:
+def check_extension(machine: Machine) -> Finding:
     try:
         load_extension()
     except EngineError as error:
         return Finding("extension", str(error), "pip install .")
-    if machine.gpus and not cuda_kernels_built():
+    if machine.gpus and not _core.HAS_CUDA_KERNELS:
         return Finding(
             "extension", "CPU kernels; on CUDA a slower composition of torch operations", "install nvcc, pip install ."
         )
-    return Finding("extension", "CPU and CUDA kernels" if cuda_kernels_built() else "CPU kernels")
+    return Finding("extension", "CPU and CUDA kernels" if _core.HAS_CUDA_KERNELS else "CPU kernels")
 
 
-def _extras(machine: Machine) -> Finding:
+def check_extras(machine: Machine) -> Finding:
     packages = ("flash-attn", "nvidia-nccl-cu12", "transformers", "tensorboard")
-    there = [f"{name} {found}" for name in packages if (found := _installed(name))]
+    there = [f"{name} {found}" for name in packages if (found := installed(name))]
     return Finding("extras", ", ".join(there) or "none installed (docs/install.md lists them)")
 
 
 CHECKS: Sequence[Callable[[Machine], Finding]] = (
-    _python,
-    _torch,
-    _device,
-    _communication,
-    _attention,
-    _compiler,
-    _extension,
-    _extras,
+    check_python,
+    check_torch,
+    check_device,
+    check_communication,
+    check_attention,
+    check_compiler,
+    check_extension,
+    check_extras,
 )
 
 
-def _installed(package: str) -> str | None:
+def installed(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
