@@ -7,7 +7,8 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-TORCH_DIR = $$($(BIN)/python -c 'from importlib.util import find_spec; print(find_spec("torch").submodule_search_locations[0])')
+FIND_TORCH := from importlib.util import find_spec; print(find_spec("torch").submodule_search_locations[0])
+TORCH_DIR = $$($(BIN)/python -c '$(FIND_TORCH)')
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
 .PHONY: demo test test-all test-gpu lint format docs clean
@@ -42,12 +43,13 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
 	  || { echo "Python's venv module is missing: apt-get install python3-venv"; exit 1; }
 	@command -v g++ >/dev/null || { echo "a C++ compiler is missing: apt-get install g++"; exit 1; }
-	@if $(PYTHON) -c 'import torch' 2>/dev/null; then \
-	  echo "== making $(VENV) on top of the torch that is already there"; \
-	  $(PYTHON) -m venv --system-site-packages $(VENV); \
+	@$(PYTHON) -m venv $(VENV)
+	@if torch=$$($(PYTHON) -c '$(FIND_TORCH)' 2>/dev/null); then \
+	  echo "== $(VENV) uses the torch that is already there: $$torch"; \
+	  dirname "$$torch" > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch-outside.pth; \
 	else \
-	  echo "== making $(VENV) and installing $(TORCH) (a minute or two)"; \
-	  $(PYTHON) -m venv $(VENV) && $(PIP) '$(TORCH)'; \
+	  echo "== installing $(TORCH) into $(VENV) (a minute or two)"; \
+	  $(PIP) '$(TORCH)'; \
 	fi
 
 $(VENV)/.installed: $(VENV)/bin/python $(SOURCES)

@@ -46,11 +46,12 @@ class Recorder:
             "command.txt": " ".join(command) + "\n",
             "plan.txt": describe(plan) + "\n",
         }
-        tensorboard_sinks = [tensorboard(self.path / "tb")] if self._run.tensorboard else []
+        extra = [tensorboard()] if self._run.tensorboard else []
         self._folder = RunFolder(self.path, files, num_steps=self._run.steps)
+        extra_sinks = [open_sink(self.path / "tb") for open_sink in extra]
         self._log.open_file(self.path / "log" / "rank0.log")
-        self._step_sinks = [jsonl(self.path / "metrics.jsonl"), *tensorboard_sinks]
-        self._valid_sinks = [jsonl(self.path / "valid.jsonl"), *tensorboard_sinks]
+        self._step_sinks = [jsonl(self.path / "metrics.jsonl"), *extra_sinks]
+        self._valid_sinks = [jsonl(self.path / "valid.jsonl"), *extra_sinks]
         if self._folder.moved_to:
             self.say(f"an unfinished or earlier run was here; it is now {self._folder.moved_to}; starting from step 0")
 

@@ -20,11 +20,11 @@ def jsonl(path: Path) -> Sink:
     return write
 
 
-def tensorboard(folder: Path) -> Sink:
-    """Scalars for TensorBoard.
+def tensorboard() -> Callable[[Path], Sink]:
+    """What makes a sink of scalars for TensorBoard in a folder.
 
     Raises:
-        ConfigError: the package is not installed.
+        ConfigError: the package is not installed. Asked before a folder is made.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter  # optional: the extra [track]
@@ -32,12 +32,16 @@ def tensorboard(folder: Path) -> Sink:
         raise ConfigError(
             "run.tensorboard=true needs TensorBoard: pip install 'internevo-engine[track]', or run.tensorboard=false"
         ) from None
-    writer = SummaryWriter(str(folder))
 
-    def write(step: int, record: Record) -> None:
-        for name, value in record.items():
-            if value is not None and name != "step":
-                writer.add_scalar(name, value, step)
-        writer.flush()
+    def open_sink(folder: Path) -> Sink:
+        writer = SummaryWriter(str(folder))
 
-    return write
+        def write(step: int, record: Record) -> None:
+            for name, value in record.items():
+                if value is not None and name != "step":
+                    writer.add_scalar(name, value, step)
+            writer.flush()
+
+        return write
+
+    return open_sink
