@@ -52,6 +52,10 @@ def _flatten(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _read_with_base(path: Path, seen: tuple[Path, ...]) -> Source:
+    if path.is_dir():
+        raise ConfigError(
+            f"{path} is a folder; name a YAML file in it, such as {next(path.glob('*.yaml'), 'demo.yaml')}"
+        )
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""

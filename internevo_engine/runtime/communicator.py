@@ -72,8 +72,9 @@ class Communicator:
             yield
             store.set(name, "done")
             return
-        while not store.check([name]):  # polled, not awaited in C++, so that Ctrl-C is heard
-            time.sleep(0.2)
+        with self.peers_named():
+            while not store.check([name]):  # polled, not awaited in C++, so that Ctrl-C is heard
+                time.sleep(0.2)
         yield
 
     @contextmanager

@@ -36,7 +36,8 @@ def _torchrun(env: Mapping[str, str]) -> Place:
 
 def _slurm(env: Mapping[str, str]) -> Place:
     rank, world = _integer(env, "SLURM_PROCID"), _integer(env, "SLURM_NTASKS")
-    hosts = expand_hosts(env["SLURM_JOB_NODELIST"]) if "SLURM_JOB_NODELIST" in env else ["localhost"]
+    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "localhost")  # a step may use fewer hosts
+    hosts = expand_hosts(nodes)
     port = env.get("MASTER_PORT") or SLURM_PORTS[int(env.get("SLURM_JOB_ID", 0)) % len(SLURM_PORTS)]
     if world % len(hosts):
         raise ConfigError(
@@ -49,13 +50,18 @@ def _slurm(env: Mapping[str, str]) -> Place:
 
 @dataclass(frozen=True)
 class Launcher:
-    """A row: the variable that gives the launcher away, and how a place is read from its environment."""
+    """A row: whether this launcher started the process, and how a place is read from its environment."""
 
-    sign: str
+    started: Callable[[Mapping[str, str]], bool]
     read: Callable[[Mapping[str, str]], Place]
 
 
-LAUNCHERS = (Launcher("RANK", _torchrun), Launcher("SLURM_PROCID", _slurm))
+def _started_by_srun(env: Mapping[str, str]) -> bool:
+    """A batch script of one task has a rank too, but nobody started it as one: there launch.nproc decides."""
+    return "SLURM_PROCID" in env and (env.get("SLURM_NTASKS") != "1" or "SLURM_STEP_ID" in env)
+
+
+LAUNCHERS = (Launcher(lambda env: "RANK" in env, _torchrun), Launcher(_started_by_srun, _slurm))
 
 
 def find_place(join: str | None, env: Mapping[str, str]) -> Place | None:
@@ -71,7 +77,7 @@ def find_place(join: str | None, env: Mapping[str, str]) -> Place | None:
         numbers, _, rendezvous = join.partition("@")
         rank, world = map(int, numbers.split("/"))
         return Place(rank, world, rank, world, rendezvous)
-    return next((launcher.read(env) for launcher in LAUNCHERS if launcher.sign in env), None)
+    return next((launcher.read(env) for launcher in LAUNCHERS if launcher.started(env)), None)
 
 
 def expand_hosts(nodelist: str) -> list[str]:

@@ -24,6 +24,19 @@ def test_slurm_variables_give_rank_host_and_a_port_of_the_job():
     assert find_place(None, SLURM | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "5"}).rendezvous == "tcp://10.0.0.1:5"
 
 
+def test_a_step_on_fewer_hosts_than_its_job_meets_on_its_own():
+    step = SLURM | {"SLURM_STEP_NODELIST": "gpu09", "SLURM_NTASKS": "8"}
+    assert find_place(None, step) == Place(5, 8, 1, 8, "tcp://gpu09:20123")
+
+
+def test_a_batch_script_of_one_task_is_not_a_rank_and_a_step_of_one_task_is():
+    script = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_JOB_NODELIST": "gpu08"}
+    assert find_place(None, script) is None
+    place = find_place(None, script | {"SLURM_STEP_ID": "0"})
+    assert place is not None
+    assert place.world == 1
+
+
 def test_torchrun_wins_over_slurm_inside_a_job():
     assert find_place(None, SLURM | TORCHRUN) == Place(3, 4, 1, 2, "env://")
 
