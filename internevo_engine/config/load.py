@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from internevo_engine.config.schema import SHAPES_NUMBERS, Config
+from internevo_engine.config.schema import FREE_KEYS, Config
 from internevo_engine.config.yaml_source import KeyPath, Source, read_file, read_override
 from internevo_engine.errors import ConfigError
 
@@ -39,7 +39,7 @@ def numeric_differences(old: Config, new: Config) -> list[str]:
     return [
         f"{key}: {before[key]} -> {after[key]}"
         for key in before
-        if key.startswith(SHAPES_NUMBERS) and before[key] != after[key]
+        if not key.startswith(FREE_KEYS) and before[key] != after[key]
     ]
 
 

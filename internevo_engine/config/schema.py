@@ -1,7 +1,6 @@
 """config: the one list of keys, typed and frozen. What the user asked, and nothing derived from it.
 
-A key stands here only together with the code that obeys it. SHAPES_NUMBERS says which keys shape the
-trained numbers; the others (where and how to run) may change between two starts of the same run.
+A key stands here only together with the code that obeys it.
 """
 
 from typing import Annotated, Literal
@@ -10,8 +9,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from internevo_engine.units import divisors, one_of
 
-SHAPES_NUMBERS = ("model", "data", "optim", "run.steps", "run.seed")
-"""Prefixes of the keys that shape the numbers; a finished run is only 'the same run' if these are equal."""
+FREE_KEYS = (
+    "zero.",
+    "comm.",
+    "launch.",
+    "data.cache",
+    "run.dir",
+    "run.log_every",
+    "run.valid_every",
+    "run.tensorboard",
+)
+"""Where and how to run: keys with these prefixes may change between two starts of the same run. All others shape the
+trained numbers."""
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]

@@ -132,8 +132,19 @@ def test_broken_yaml_names_the_line(tmp_path):
 def test_only_keys_that_shape_numbers_count_as_another_run(tmp_path):
     path = write(tmp_path, GOOD)
     old = load_config(path)
-    assert numeric_differences(old, load_config(path, ["launch.nproc=2", "run.log_every=5", "comm.bucket_mb=1"])) == []
-    assert numeric_differences(old, load_config(path, ["optim.lr=1e-3"])) == ["optim.lr: 0.0001 -> 0.001"]
+    assert (
+        numeric_differences(
+            old, load_config(path, ["launch.nproc=2", "run.log_every=5", "comm.bucket_mb=1", "data.cache=x"])
+        )
+        == []
+    )
+    changed = ["optim.lr=1e-3", "data.seq_len=32", "run.seed=5", "model.norm_head=true"]
+    assert numeric_differences(old, load_config(path, changed)) == [
+        "model.norm_head: False -> True",
+        "data.seq_len: 2048 -> 32",
+        "optim.lr: 0.0001 -> 0.001",
+        "run.seed: 1024 -> 5",
+    ]
 
 
 def test_a_config_error_takes_less_than_a_second(tmp_path):
