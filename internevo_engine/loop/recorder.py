@@ -3,6 +3,7 @@
 Rank 0 records; on the other ranks the same calls do nothing, so that the loop has no `if rank == 0`.
 """
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,7 +25,7 @@ from internevo_engine.plan.plan import Plan, describe
 class Recorder:
     """Records on rank 0, silent elsewhere."""
 
-    def __init__(self, plan: Plan, *, records: bool, command: Sequence[str]) -> None:
+    def __init__(self, plan: Plan, *, rank: int, command: Sequence[str]) -> None:
         """Claim the run folder (rank 0).
 
         Raises:
@@ -32,12 +33,13 @@ class Recorder:
         """
         self.path = folder_of(plan.config)
         self.steps_done = 0
-        self._log = Log(speaks=records)
+        self._rank = rank
+        self._log = Log(speaks=rank == 0)
         self._run = plan.config.run
         self._folder: RunFolder | None = None
         self._step_sinks: list[Sink] = []
         self._valid_sinks: list[Sink] = []
-        if records:
+        if rank == 0:
             self._open(plan, command)
 
     def _open(self, plan: Plan, command: Sequence[str]) -> None:
@@ -106,7 +108,15 @@ class Recorder:
             raise
         except BaseException:
             self.set_state("failed")
+            self._keep_traceback()
             raise
+
+    def _keep_traceback(self) -> None:
+        """The whole story of a failure, of any rank, where the screen shows one line."""
+        folder = self.path / "log"
+        if folder.is_dir():
+            with (folder / f"rank{self._rank}.log").open("a", encoding="utf-8") as file:
+                file.write(traceback.format_exc())
 
     def set_state(self, state: str) -> None:
         if self._folder is not None:

@@ -56,7 +56,7 @@ def train(config: Config, place: Place = ALONE, command: Sequence[str] = ()) -> 
     check_memory(plan)
     torch_device = _use_device(device, place, machine)
     with joined(place, device.backend), _memory_named(config, place.rank):
-        recorder = Recorder(plan, records=place.rank == 0, command=command)
+        recorder = Recorder(plan, rank=place.rank, command=command)
         with recorder.state():
             communicator = Communicator(place, torch_device, plan.optim_group)
             data = _prepare_data(config, communicator, recorder)
