@@ -5,7 +5,7 @@ RUN/config.yaml        every key, defaults included
 RUN/command.txt        what was typed
 RUN/environment.json   versions, machine, device
 RUN/plan.txt           groups, buckets, memory forecast
-RUN/log/rank0.log      what rank 0 said; other ranks write only when something is wrong
+RUN/log/rank0.log      what rank 0 said; a rank that fails leaves its traceback in its own log
 RUN/metrics.jsonl      one line a step;  RUN/valid.jsonl  one line a validation
 RUN/loss.png
 RUN/final/             model.safetensors, tokenizer.model, config.yaml

@@ -75,6 +75,7 @@ def test_out_of_memory_names_the_keys_to_change(tiny: Tiny, monkeypatch, capsys)
     assert error.startswith("error: rank 0: out of memory: CUDA out of memory. Tried to allocate 20.00 GiB.")
     assert "data.micro_batch (now 2" in error
     assert error.count("\n") == 1
+    assert "torch.OutOfMemoryError" in (tiny.run / "log/rank0.log").read_text()
 
 
 def test_a_terminal_shows_a_progress_bar(tiny: Tiny):
