@@ -58,7 +58,7 @@ def _sample(engine: Engine[MicroBatch], data: Prepared, config: Config) -> Itera
         seed=config.run.seed,
     )
     title = f"some lines of {document.name}, and what the model writes after them"
-    yield f"{title}\n{_quote(prompt, '|')}\n{_quote(written, '>')}"
+    yield f"{title}\n{quote(prompt, '|')}\n{quote(written, '>')}"
 
 
 def _where(folder: Path, config: Config) -> str:
@@ -80,5 +80,7 @@ def _next_command(config: Config) -> str:
     return f"{run} configs/7B.yaml --dry-run --gpus 1024"
 
 
-def _quote(text: str, mark: str) -> str:
-    return "\n".join(f"{mark} {line}" for line in text.splitlines())
+def quote(text: str, mark: str) -> str:
+    """Lines with a mark. A model may write any byte; a terminal must not obey it."""
+    shown = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+    return "\n".join(f"{mark} {line}" for line in shown.split("\n"))

@@ -11,7 +11,7 @@ import torch
 
 from internevo_engine.config.schema import ModelConfig
 from internevo_engine.engine import Engine, StepResult
-from internevo_engine.loop import sinks
+from internevo_engine.loop import report, sinks
 from internevo_engine.loop.metrics import Meter, as_line
 from internevo_engine.run import main
 from tests.conftest import Tiny
@@ -104,3 +104,7 @@ def test_a_sink_writes_whole_lines(tmp_path):
     sink(1, {"loss": 1.5, "mfu": None})
     sink(2, {"loss": 1.25, "mfu": None})
     assert (tmp_path / "m.jsonl").read_text() == '{"loss": 1.5, "mfu": null}\n{"loss": 1.25, "mfu": null}\n'
+
+
+def test_a_sample_can_not_command_the_terminal():
+    assert report.quote("a\x1b[2Jb\r\n\tc\x00", ">") == "> a\ufffd[2Jb\ufffd\n> \tc\ufffd"
