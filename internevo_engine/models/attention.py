@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from internevo_engine.models.attention_kernels import (
     FlashAttn,
@@ -80,6 +81,20 @@ def _gradients(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None,
 
 
 _attention.register_autograd(_gradients, setup_context=_keep_for_backward)
+
+
+@register_flop_formula(torch.ops.internevo.packed_attention)
+def _attention_flops(
+    q: torch.Size, k: torch.Size, v: torch.Size, cu_seqlens: torch.Size, max_len: int, **_: Any
+) -> int:
+    """Two matrix products over the causal half of the scores, as if every piece had the greatest length."""
+    return 2 * q.numel() * max_len
+
+
+@register_flop_formula(torch.ops.internevo.packed_attention_backward)
+def _attention_backward_flops(grad: torch.Size, *inputs: Any, **_: Any) -> int:
+    """Five matrix products: the scores again, and one gradient each for weights, q, k and v."""
+    return 5 * grad.numel() * inputs[-1]
 
 
 @dataclass(frozen=True)
