@@ -21,6 +21,17 @@ void carry_words(std::int64_t* words) {
     }
 }
 
+// Carried words that are not negative. The three highest hold more bits than a double; that something is left
+// below them matters only as one more bit. Rounded once: what could be denormal is short enough to be exact.
+double round(const std::int64_t* words) {
+    int top = kNumbers - 1;
+    while (top > 2 && words[top] == 0) --top;
+    unsigned __int128 bits = 0;
+    for (int w = top; w > top - 3; --w) bits = bits << kPayload | static_cast<std::uint64_t>(words[w]);
+    if (std::any_of(words, words + top - 2, [](std::int64_t word) { return word != 0; })) bits |= 1;
+    return std::ldexp(static_cast<double>(bits), kPayload * (top - 2) - 1074);
+}
+
 }  // namespace
 
 void ExactSum::add(double value) {
@@ -67,10 +78,8 @@ double ExactSum::value() const {
         for (std::int64_t& word : words) word = -word;
         carry_words(words.data());
     }
-    double sum = 0;
-    for (int w = kNumbers - 1; w >= 0; --w)
-        sum += std::ldexp(static_cast<double>(words[w]), kPayload * w - 1074);
-    return negative ? -sum : sum;
+    const double magnitude = round(words.data());
+    return negative ? -magnitude : magnitude;
 }
 
 }  // namespace ie::kernels

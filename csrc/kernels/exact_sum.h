@@ -27,7 +27,7 @@ class ExactSum {
     // Spends the carries. Needed once in 2^31 additions, and before the words of ranks are added.
     void carry();
 
-    // The sum, at most one unit in its last place away; NaN if something was not finite.
+    // The sum, rounded once; NaN if something was not finite.
     double value() const;
 
   private:

@@ -2,8 +2,8 @@
 
 #include <torch/library.h>
 
+#include <algorithm>
 #include <array>
-#include <limits>
 #include <string_view>
 #include <torch/csrc/distributed/c10d/GroupRegistry.hpp>
 
@@ -51,9 +51,9 @@ void add_in_tree(const at::Tensor& out, const at::Tensor& rows) {
 std::vector<Route> Route::parse(const std::vector<Row>& rows) {
     std::vector<Route> routes;
     for (const auto& [names, up_to_bytes, pieces] : rows) {
-        const auto& [backend, transfer, algorithm] = names;
+        const auto& [transfer, algorithm] = names;
         IE_CHECK(pieces > 0, "a route has pieces=", pieces, "; it must be positive");
-        routes.push_back({backend, static_cast<Transfer>(index_of(kTransfers, transfer)), up_to_bytes,
+        routes.push_back({static_cast<Transfer>(index_of(kTransfers, transfer)), up_to_bytes,
                           index_of(kAlgorithms, algorithm) == 1, pieces});
     }
     return routes;
@@ -97,15 +97,14 @@ void Transfers::sum_(const at::Tensor& tensor) const {
 }
 
 const Route& Transfers::route(Transfer transfer, const at::Tensor& longer) const {
-    const std::string backend = group_->getBackend(longer.device().type())->getBackendName();
-    for (const Route& route : routes_) {
-        if (route.backend == backend && route.transfer == transfer &&
-            static_cast<std::int64_t>(longer.nbytes()) <= route.up_to_bytes) {
-            return route;
-        }
-    }
-    fail("no route for ", kTransfers[static_cast<std::size_t>(transfer)], " of ", longer.nbytes(),
-         " bytes over ", backend, "; add a row");
+    const auto bytes = static_cast<std::int64_t>(longer.nbytes());
+    const auto fits = [&](const Route& route) {
+        return route.transfer == transfer && bytes <= route.up_to_bytes;
+    };
+    const auto found = std::ranges::find_if(routes_, fits);
+    IE_CHECK(found != routes_.end(), "no route for ", kTransfers[static_cast<std::size_t>(transfer)], " of ",
+             bytes, " bytes; add a row");
+    return *found;
 }
 
 void Transfers::reduce_scatter_in_order(const at::Tensor& out, const at::Tensor& in,

@@ -1,7 +1,7 @@
 // How gradients and parameters travel in one process group: reduce-scatter, all-gather, all-reduce.
 //
-// A route says how a transfer is carried, by backend, kind and bytes. It comes from Python as a table of
-// rows, of which the first that fits counts, so that all ranks choose alike:
+// A route says how a transfer of some kind and size is carried. Routes come from Python as rows, one table
+// for each backend; the first row that fits counts, so all ranks choose alike:
 //
 //     backend   the backend's own collective. Sums are its own, so it carries fp32 only.
 //     ordered   reduce-scatter is an all-to-all, then a sum in fp32 by the owner in a binary tree over the
@@ -28,14 +28,13 @@ namespace ie::runtime {
 enum class Transfer { kReduceScatter, kAllGather, kAllReduce };
 
 struct Route {
-    std::string backend;  // "gloo", "nccl", ...
     Transfer transfer;
     std::int64_t up_to_bytes;  // of the longer side
     bool ordered;
     std::int64_t pieces;
 
-    // ((backend, "reduce_scatter" | "all_gather" | "all_reduce", "backend" | "ordered"), bytes, pieces)
-    using Row = std::tuple<std::tuple<std::string, std::string, std::string>, std::int64_t, std::int64_t>;
+    // (("reduce_scatter" | "all_gather" | "all_reduce", "backend" | "ordered"), bytes, pieces)
+    using Row = std::tuple<std::tuple<std::string, std::string>, std::int64_t, std::int64_t>;
     static std::vector<Route> parse(const std::vector<Row>& rows);
 };
 

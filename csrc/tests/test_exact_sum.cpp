@@ -29,6 +29,15 @@ void sums_are_exact_where_doubles_lose_everything() {
     EXPECT(Sum().of({}) == 0.0);
 }
 
+void the_sum_is_rounded_once_and_to_even() {
+    const double half = std::ldexp(1.0, -53), tiny = std::ldexp(1.0, -900);
+    EXPECT(Sum().of({1.0, half}) == 1.0);
+    EXPECT(Sum().of({1.0, half, tiny}) == 1.0 + 2 * half);
+    EXPECT(Sum().of({1.0 + 2 * half, half}) == 1.0 + 4 * half);
+    EXPECT(Sum().of({1.0 + 2 * half, half, -tiny}) == 1.0 + 2 * half);
+    EXPECT(Sum().of({-1.0, -half, -tiny}) == -1.0 - 2 * half);
+}
+
 void one_number_comes_back_unchanged() {
     const double largest = std::numeric_limits<double>::max();
     for (const double value :
@@ -82,6 +91,7 @@ void squares_of_slices_add_up_to_the_squares_of_the_whole() {
 
 int main() {
     sums_are_exact_where_doubles_lose_everything();
+    the_sum_is_rounded_once_and_to_even();
     one_number_comes_back_unchanged();
     order_and_number_of_ranks_do_not_matter();
     what_is_not_finite_is_not_lost();

@@ -31,22 +31,23 @@ class Route:
     """In flight together; fewer where they would not be even."""
 
     @property
-    def row(self) -> tuple[tuple[str, str, str], int, int]:
-        """As C++ reads it."""
-        return (self.backend, self.transfer, self.algorithm), self.up_to_bytes, self.pieces
+    def row(self) -> tuple[tuple[str, str], int, int]:
+        """As C++ reads it, which gets the rows of one backend."""
+        return (self.transfer, self.algorithm), self.up_to_bytes, self.pieces
 
 
-def routes(mode: Mode, wire: torch.dtype, pieces: int = 1) -> tuple[Route, ...]:
-    """The rows where nothing was measured. A backend adds in the wire's dtype, so bf16 is always 'ordered'."""
+def routes(backend: str, mode: Mode, wire: torch.dtype, pieces: int = 1) -> tuple[Route, ...]:
+    """The rows of a backend where nothing was measured. It adds in the wire's dtype, so bf16 is always 'ordered'."""
     reduction = "ordered" if mode == "ordered" or wire != torch.float32 else "backend"
-    return (
+    table = (
         Route("gloo", "reduce_scatter", ANY_BYTES, "ordered", pieces),  # gloo's own sends as much as an all-reduce
-        Route("nccl", "reduce_scatter", ANY_BYTES, reduction, 1),
         Route("gloo", "all_reduce", ANY_BYTES, reduction, pieces),
-        Route("nccl", "all_reduce", ANY_BYTES, reduction, 1),
         Route("gloo", "all_gather", ANY_BYTES, "backend", pieces),
-        Route("nccl", "all_gather", ANY_BYTES, "backend", 1),
+        Route("nccl", "reduce_scatter", ANY_BYTES, reduction, pieces),
+        Route("nccl", "all_reduce", ANY_BYTES, reduction, pieces),
+        Route("nccl", "all_gather", ANY_BYTES, "backend", pieces),
     )
+    return tuple(route for route in table if route.backend == backend)
 
 
 class Transfers:

@@ -15,7 +15,7 @@ from internevo_engine.runtime.launch import Place
 from internevo_engine.runtime.transfers import ANY_BYTES, Route, Transfers, routes
 from tests.ranks import run_ranks
 
-ORDERED = routes("ordered", torch.float32)
+ORDERED = routes("gloo", "ordered", torch.float32)
 NUMEL = 96  # divides by 2, 3 and 4; its slices also by several numbers of pieces
 
 
@@ -70,7 +70,7 @@ def every_transfer(place: Place, table: tuple[Route, ...], wire: torch.dtype, nu
 def test_ordered_transfers_add_in_one_tree_for_every_number_of_pieces(
     tmp_path: Path, world: int, wire: torch.dtype, pieces: int
 ) -> None:
-    table = routes("ordered", wire, pieces)
+    table = routes("gloo", "ordered", wire, pieces)
     results = run_ranks(every_transfer, world, tmp_path, table, wire, NUMEL)
     expected = tree_sum([gradient(rank).to(wire).float() for rank in range(world)])
     everything = torch.cat([gradient(rank) for rank in range(world)])
@@ -123,7 +123,7 @@ def test_nested_reductions_have_the_bits_of_one(tmp_path: Path) -> None:
 
 def messages_of_mistakes(place: Place) -> list[str]:
     load_extension()
-    fast, all_gather = routes("fast", torch.float32), Route("gloo", "all_gather", 100, "backend", 1)
+    fast, all_gather = routes("gloo", "fast", torch.float32), Route("gloo", "all_gather", 100, "backend", 1)
     attempts = [
         lambda: Transfers(world_name(), fast, torch.bfloat16),
         lambda: Transfers(world_name(), (all_gather,)).all_gather(torch.empty(50), torch.empty(25)),
@@ -140,15 +140,17 @@ def messages_of_mistakes(place: Place) -> list[str]:
 def test_mistakes_are_named(tmp_path: Path) -> None:
     wire, route, group = run_ranks(messages_of_mistakes, 2, tmp_path)[0]
     assert "'ordered' for a wire of BFloat16" in wire
-    assert "no route for all_gather of 200 bytes over gloo; add a row" in route
+    assert "no route for all_gather of 200 bytes; add a row" in route
     assert "nobody" in group
 
 
-def test_only_the_table_knows_the_mode() -> None:
-    def algorithms(table: tuple[Route, ...], backend: str) -> dict[str, str]:
-        return {route.transfer: route.algorithm for route in table if route.backend == backend}
+@pytest.mark.parametrize("backend", ["gloo", "nccl"])
+def test_what_must_keep_an_order_or_fp32_never_leaves_a_sum_to_the_backend(backend: str) -> None:
+    for table in (routes(backend, "ordered", torch.float32), routes(backend, "fast", torch.bfloat16)):
+        algorithms = {route.transfer: route.algorithm for route in table}
+        assert algorithms == {"reduce_scatter": "ordered", "all_reduce": "ordered", "all_gather": "backend"}
 
-    assert algorithms(routes("fast", torch.float32), "nccl")["reduce_scatter"] == "backend"
-    for table in (ORDERED, routes("fast", torch.bfloat16)):
-        for backend in ("gloo", "nccl"):
-            assert algorithms(table, backend)["reduce_scatter"] == algorithms(table, backend)["all_reduce"] == "ordered"
+
+def test_nccl_reduces_by_itself_where_it_may() -> None:
+    algorithms = {route.transfer: route.algorithm for route in routes("nccl", "fast", torch.float32)}
+    assert algorithms["reduce_scatter"] == algorithms["all_reduce"] == "backend"
