@@ -4,12 +4,15 @@
 #include <pybind11/stl.h>
 
 #include "core/bucketing.h"
+#include "core/checking.h"
 #include "core/error.h"
+#include "core/scheduling.h"
 
 namespace py = pybind11;
 using namespace py::literals;
 using ie::core::Bucket;
 using ie::core::Param;
+using ie::core::Rate;
 
 namespace {
 
@@ -24,6 +27,21 @@ void throw_as_value_error(std::exception_ptr thrown) {
 py::str repr(const Bucket& bucket) {
     return py::str("Bucket(params={}, offsets={}, numel={}, decayed_numel={})")
         .format(bucket.params, bucket.offsets, bucket.numel, bucket.decayed_numel);
+}
+
+// Programs cross the border as text; both sides read and write the same.
+std::string schedule(const std::string& header, std::vector<std::int64_t> call_ns, std::vector<Rate> gather,
+                     std::vector<Rate> reduce, Rate memory, bool overlap) {
+    const ie::core::Costs costs{std::move(call_ns), std::move(gather), std::move(reduce), memory};
+    return print_program(schedule(ie::core::parse_program(header), costs, overlap));
+}
+
+std::vector<std::string> check_program(const std::string& text) {
+    return check_program(ie::core::parse_program(text));
+}
+
+std::string reprint_program(const std::string& text) {
+    return print_program(ie::core::parse_program(text));
 }
 
 }  // namespace
@@ -51,4 +69,13 @@ PYBIND11_MODULE(_core, m) {
 
     m.def("make_buckets", &ie::core::make_buckets, "params"_a, "target_bytes"_a, "num_shards"_a,
           "Buckets in the order in which their gradients are complete. Raises ValueError.");
+
+    py::class_<Rate>(m, "Rate", "latency_ns + bytes * 1000 / bytes_per_us nanoseconds, in integers.")
+        .def(py::init<std::int64_t, std::int64_t>(), "latency_ns"_a, "bytes_per_us"_a);
+
+    m.def("schedule", &schedule, "header"_a, py::kw_only(), "call_ns"_a, "gather"_a, "reduce"_a, "memory"_a,
+          "overlap"_a, "The Program for a header, both as text. Raises ValueError.");
+    m.def("check_program", &check_program, "text"_a,
+          "One line for each problem. Raises ValueError if unreadable.");
+    m.def("reprint_program", &reprint_program, "text"_a, "Reads and writes a Program. Raises ValueError.");
 }

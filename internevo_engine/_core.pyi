@@ -36,3 +36,25 @@ class Bucket:
 
 def make_buckets(params: Sequence[Param], target_bytes: int, num_shards: int) -> list[Bucket]:
     """Buckets in the order in which their gradients are complete, last layer first. Raises ValueError."""
+
+class Rate:
+    """Nanoseconds of a transfer: latency_ns + bytes * 1000 // bytes_per_us."""
+
+    def __init__(self, latency_ns: int, bytes_per_us: int) -> None: ...
+
+def schedule(
+    header: str,
+    *,
+    call_ns: Sequence[int],
+    gather: Sequence[Rate],
+    reduce: Sequence[Rate],
+    memory: Rate,
+    overlap: bool,
+) -> str:
+    """The Program for a header, both as text (program.py); costs of its calls and levels. Raises ValueError."""
+
+def check_program(text: str) -> list[str]:
+    """One line for each problem (csrc/core/checking.h); none: the Program is right. ValueError if it can't be read."""
+
+def reprint_program(text: str) -> str:
+    """What C++ reads, written again: the same text. Raises ValueError."""

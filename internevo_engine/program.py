@@ -25,8 +25,6 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Literal, TypeVar, get_args
 
-from internevo_engine.errors import EngineError
-
 Name = TypeVar("Name", bound=str)
 Lane = Literal["compute", "gather", "near", "far", "optimizer", "host"]
 Kind = Literal["gather", "refresh", "compute", "pack", "reduce", "accumulate", "norm", "update", "free"]
@@ -39,8 +37,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 _DECLARATIONS = ("program", "level", "bucket", "value", "call", "buffer")
 
 
-class ProgramError(EngineError):
-    """A Program can't be read, or the checker refuses it. `problems` holds one line each."""
+class ProgramError(ValueError):
+    """A Program can't be read, or the checker refuses it: a defect of ours. `problems` holds one line each."""
 
     def __init__(self, *problems: str) -> None:
         self.problems = problems
@@ -76,7 +74,7 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Bucket:
+class FlatBucket:
     """Neighbouring parameters as one flat buffer."""
 
     numel: int
@@ -148,7 +146,7 @@ class Program:
     loss: tuple[str, ...]
     """Values summed over micro-batches and ranks together with the norm: the loss's sum and count."""
     levels: tuple[Level, ...]
-    buckets: tuple[Bucket, ...]
+    buckets: tuple[FlatBucket, ...]
     values: tuple[Value, ...]
     calls: tuple[Call, ...]
     buffers: tuple[Buffer, ...] = ()
@@ -188,7 +186,8 @@ def _lines(program: Program) -> Iterator[str]:
         micro_batch = "-" if i.micro_batch is None else i.micro_batch
         yield (
             f"{number:<4} {i.lane:<9} {i.kind:<10} {i.what:<14} m={micro_batch:<2} level={i.level or '-':<4} "
-            f"bytes={i.bytes:<9} cost={i.cost:<9} reads={_join(i.reads)} writes={_join(i.writes)} after={_join(i.after)}"
+            f"bytes={i.bytes:<9} cost={i.cost:<7} "
+            f"reads={_join(i.reads)} writes={_join(i.writes)} after={_join(i.after)}"
         )
 
 
@@ -203,16 +202,15 @@ def parse_program(text: str) -> Program:
     numbered = [line for line in lines if line.words[0] not in declared]
     if not lines or lines[0].words != ("program", "v1") or len(declared["program"]) > 1:
         raise ProgramError("line 1: a Program starts with its only line 'program v1 ...'")
-    header = lines[0]
     return Program(
-        world=header.integer("world"),
-        micro_batches=header.integer("micro_batches"),
-        mode=header.choice(header.field("mode"), get_args(Mode)),
-        param_bytes=header.integer("param_bytes"),
-        window_bytes=header.integer("window_bytes"),
-        loss=header.names("loss"),
+        world=lines[0].integer("world"),
+        micro_batches=lines[0].integer("micro_batches"),
+        mode=lines[0].choice(lines[0].field("mode"), get_args(Mode)),
+        param_bytes=lines[0].integer("param_bytes"),
+        window_bytes=lines[0].integer("window_bytes"),
+        loss=lines[0].names("loss"),
         levels=tuple(_read_level(line) for line in declared["level"]),
-        buckets=tuple(Bucket(line.integer("numel"), line.names("grads")) for line in declared["bucket"]),
+        buckets=tuple(FlatBucket(line.integer("numel"), line.names("grads")) for line in declared["bucket"]),
         values=tuple(Value(line.word(1), line.integer("bytes")) for line in declared["value"]),
         calls=tuple(_read_call(line) for line in declared["call"]),
         buffers=tuple(_read_buffer(line) for line in declared["buffer"]),
@@ -237,7 +235,7 @@ def _read_buffer(line: "_Line") -> Buffer:
 
 def _read_instruction(line: "_Line", number: int) -> Instruction:
     if line.word(0) != str(number):
-        raise line.error(f"expected instruction {number}, found {line.word(0)!r}")
+        raise ProgramError(f"line {line.number}: expected instruction {number}, found {line.word(0)!r}")
     return Instruction(
         lane=line.choice(line.word(1), LANES),
         kind=line.choice(line.word(2), KINDS),
@@ -265,27 +263,24 @@ class _Line:
         words = tuple(word for word in text.split() if "=" not in word)
         return cls(number, words or ("",), dict(word.split("=", 1) for word in text.split() if "=" in word))
 
-    def error(self, what: str) -> ProgramError:
-        return ProgramError(f"line {self.number}: {what}")
-
     def word(self, place: int) -> str:
         if place >= len(self.words):
-            raise self.error(f"word {place + 1} is missing")
+            raise ProgramError(f"line {self.number}: word {place + 1} is missing")
         return self.words[place]
 
     def field(self, key: str) -> str:
         if key not in self.fields:
-            raise self.error(f"{key}= is missing")
+            raise ProgramError(f"line {self.number}: {key}= is missing")
         return self.fields[key]
 
     def choice(self, found: str, choices: tuple[Name, ...]) -> Name:
         if found not in choices:
-            raise self.error(f"{found!r} is none of {', '.join(choices)}")
+            raise ProgramError(f"line {self.number}: {found!r} is none of {', '.join(choices)}")
         return choices[choices.index(found)]
 
     def as_integer(self, found: str) -> int:
         if not found.isdecimal():
-            raise self.error(f"{found!r} is not a whole number")
+            raise ProgramError(f"line {self.number}: {found!r} is not a whole number")
         return int(found)
 
     def integer(self, key: str) -> int:
