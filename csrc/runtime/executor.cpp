@@ -167,6 +167,7 @@ at::Tensor Executor::trace() const {
 
 void Executor::execute(std::size_t instruction) {
     const at::NoGradGuard no_grad;
+    const c10::DeviceGuard on_device(memory_.device());  // a thread begins on device 0
     const Order& order = orders_[instruction];
     const std::string note = "in instruction " + order.line;
     try {
@@ -261,7 +262,7 @@ void Executor::norm(const Order& order) {
         totals_.add(Totals::kLossSum, memory_.read(order.reads[i]).item().toDouble());
         totals_.add(Totals::kCount, memory_.read(order.reads[i + 1]).item().toDouble());
     }
-    totals_.sum_over(order.transfers);
+    if (order.transfers) totals_.sum_over(*order.transfers, memory_.device());
     if (!totals_.are_usable()) return;
     const double scale = totals_.grad_scale(bindings_.settings.clip);
     grad_scale_ = at::full({1}, scale, bindings_.shards[0].master.options());

@@ -34,6 +34,8 @@ class Memory {
     void put(Slot slot, at::Tensor value);
     void free(Slot slot);
 
+    at::Device device() const { return param_options_.device(); }
+
     // Of transient buffers and values: now, and at most since the last reset. A value that shares memory with
     // another counts for itself.
     std::int64_t live_bytes() const { return live_bytes_; }

@@ -28,8 +28,10 @@ void Totals::add_squares(const at::Tensor& slice, bool in_order) {
     sum(kSquares).add_squares(on_host.const_data_ptr<float>(), on_host.numel());
 }
 
-void Totals::sum_over(const Transfers* world) {
-    if (world) world->sum_(words_);
+void Totals::sum_over(const Transfers& world, at::Device device) {
+    const at::Tensor words = words_.to(device);
+    world.sum_(words);
+    words_.copy_(words);
 }
 
 at::Tensor Totals::tensor() const {

@@ -20,8 +20,8 @@ class Totals {
     // The squares of a flat fp32 slice. In order: equal bits however a bucket is cut into slices.
     void add_squares(const at::Tensor& slice, bool in_order);
 
-    // Over the ranks of the group; nullptr is a world of one.
-    void sum_over(const Transfers* world);
+    // Over the ranks of the group, by way of the device that its backend needs.
+    void sum_over(const Transfers& world, at::Device device);
 
     double operator[](Row row) const { return sum(row).value(); }
     at::Tensor tensor() const;  // [4] fp64, as the rows are numbered

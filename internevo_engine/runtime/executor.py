@@ -139,6 +139,10 @@ class Executor:
         except dist.DistError as error:
             raise _lost(self._bindings.rank, error) from error
 
+    def close(self) -> None:
+        """Let go of process groups and tensors, so that the groups can be destroyed before Python ends."""
+        del self._native
+
     @property
     def trace(self) -> Tensor:
         """[instructions, 2] int64: start and end of each instruction in the last step, in ns of time.monotonic_ns."""

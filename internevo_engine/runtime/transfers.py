@@ -40,7 +40,8 @@ def routes(backend: str, mode: Mode, wire: torch.dtype, pieces: int = 1) -> tupl
     """The rows of a backend where nothing was measured. It adds in the wire's dtype, so bf16 is always 'ordered'."""
     reduction = "ordered" if mode == "ordered" or wire != torch.float32 else "backend"
     table = (
-        Route("gloo", "reduce_scatter", ANY_BYTES, "ordered", pieces),  # gloo's own sends as much as an all-reduce
+        # gloo's own reduce-scatter sends as much as an all-reduce, and has no future for the executor to wait on
+        Route("gloo", "reduce_scatter", ANY_BYTES, "ordered", pieces),
         Route("gloo", "all_reduce", ANY_BYTES, reduction, pieces),
         Route("gloo", "all_gather", ANY_BYTES, "backend", pieces),
         Route("nccl", "reduce_scatter", ANY_BYTES, reduction, pieces),
