@@ -221,8 +221,8 @@ def test_in_nccls_routes_each_transfer_is_one_call_in_program_order(
     for step_program, calls in run_ranks(calls_of_a_step, 2, tmp_path, Plan(groups, mode="fast")):
         assert len(calls) > 1
         for (lane, level), found in calls.items():
-            found = [(name, num_bytes if level != "all" else -1) for name, num_bytes in found]
-            assert found == calls_expected(step_program, lane, level)
+            of_levels = [(name, num_bytes if level != "all" else -1) for name, num_bytes in found]
+            assert of_levels == calls_expected(step_program, lane, level)
 
 
 def alone(plan: Plan, **changes: Any) -> Executor:
