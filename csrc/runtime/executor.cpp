@@ -72,8 +72,8 @@ Executor::Executor(const std::string& program, Bindings bindings)
     lanes_ = make_lanes(program_);
 }
 
-Executor::Order Executor::resolve(const core::Instruction& instruction, std::string line) {
-    Order order{.kind = instruction.kind, .line = std::move(line), .reads = {}, .writes = {}};
+Executor::Order Executor::resolve(const core::Instruction& instruction, const std::string& line) {
+    Order order{.kind = instruction.kind, .note = "in instruction " + line, .reads = {}, .writes = {}};
     for (const std::string& name : instruction.reads) order.reads.push_back(memory_.slot(name));
     for (const std::string& name : instruction.writes) order.writes.push_back(memory_.slot(name));
     order.bucket = bucket_of(instruction.what);
@@ -169,20 +169,19 @@ void Executor::execute(std::size_t instruction) {
     const at::NoGradGuard no_grad;
     const c10::DeviceGuard on_device(memory_.device());  // a thread begins on device 0
     const Order& order = orders_[instruction];
-    const std::string note = "in instruction " + order.line;
     try {
         (this->*kActions[static_cast<std::size_t>(order.kind)])(order);
     } catch (python_error& error) {
-        add_note(error, note);
+        add_note(error, order.note);
         throw;
     } catch (c10::Error& error) {  // of a type that says something: out of memory, a backend
-        error.add_context(note);
+        error.add_context(order.note);
         throw;
     } catch (const Error& error) {
-        fail(error.what(), ", ", note);
+        fail(error.what(), ", ", order.note);
     } catch (const std::exception& error) {
-        if (!order.transfers) fail(error.what(), ", ", note);
-        C10_THROW_ERROR(DistBackendError, error.what() + (", " + note));
+        if (!order.transfers) fail(error.what(), ", ", order.note);
+        C10_THROW_ERROR(DistBackendError, error.what() + (", " + order.note));
     }
 }
 

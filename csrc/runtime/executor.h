@@ -88,7 +88,7 @@ class Executor : public torch::CustomClassHolder {
     // An instruction with its names resolved.
     struct Order {
         core::Kind kind;
-        std::string line;
+        std::string note;                         // what errors say of where they happened
         std::vector<Memory::Slot> reads, writes;  // of a call: values only
         std::int64_t bucket = -1;
         const BoundCall* call = nullptr;
@@ -99,7 +99,7 @@ class Executor : public torch::CustomClassHolder {
     using Action = void (Executor::*)(const Order&);
     static const Action kActions[];
 
-    Order resolve(const core::Instruction& instruction, std::string line);
+    Order resolve(const core::Instruction& instruction, const std::string& line);
     void resolve_call(Order& order, const std::string& name);
     void resolve_level(Order& order, const core::Instruction& instruction);
     const Transfers* transfers_for(const core::Instruction& instruction);

@@ -13,8 +13,9 @@
 // error elsewhere frees it. Whoever makes its condition true calls the function that waker() returned; it may
 // be called at any time, also when these lanes are gone.
 //
-// Lanes are host threads. On CUDA each will be a stream as well: the thread queues work and an event, and
-// `after` becomes a wait of the stream for the event; the host waits only until the event is recorded.
+// Lanes are host threads. On CUDA they queue their work on one stream, in an order that keeps every
+// dependency: right, but only collectives overlap. A stream and an event for each lane would be rows of Lane
+// and of the instructions, waited for in start_when_ready().
 #pragma once
 
 #include <atomic>

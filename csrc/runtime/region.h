@@ -1,5 +1,5 @@
 // A region: a Python callable from tensors to a tuple of tensors, compiled elsewhere. The only place where a
-// step holds the GIL.
+// step calls Python.
 #pragma once
 
 #include <ATen/ATen.h>
