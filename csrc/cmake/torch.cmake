@@ -1,5 +1,5 @@
 # The installed torch at IE_TORCH_DIR, without its own CMake package, which would search for a whole CUDA toolkit.
-# Defines ie_torch (and ie_torch_cuda), IE_TORCH_VERSION and IE_WITH_CUDA, and sets the C++ ABI that torch was built with.
+# Defines ie_torch, ie_torch_python (and ie_torch_cuda), IE_TORCH_VERSION and IE_WITH_CUDA, and sets the C++ ABI that torch was built with.
 if(NOT EXISTS ${IE_TORCH_DIR}/version.py)
   message(FATAL_ERROR
     "No torch in ${IE_TORCH_DIR}. Install torch first, into the environment that you build for: pip install "
@@ -24,6 +24,7 @@ endfunction()
 
 set(CMAKE_SKIP_RPATH ON)
 ie_import_torch(ie_torch torch_cpu c10)
+ie_import_torch(ie_torch_python torch_python torch) # for regions, which are Python callables
 
 find_program(IE_NVCC nvcc)
 if(IE_NVCC AND EXISTS ${IE_TORCH_DIR}/lib/libtorch_cuda.so)

@@ -1,0 +1,280 @@
+#include "runtime/executor.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/Exceptions.h>
+
+#include <algorithm>
+#include <torch/csrc/distributed/c10d/GroupRegistry.hpp>
+
+#include "core/error.h"
+#include "core/layout.h"
+
+namespace ie::runtime {
+namespace {
+
+using core::Kind;
+using core::State;
+
+// The lines of a Program's instructions, without the padding between words.
+std::vector<std::string> instruction_lines(const std::string& text, std::size_t count) {
+    std::vector<std::string> lines;
+    std::istringstream stream(text);
+    for (std::string line; std::getline(stream, line);) {
+        std::istringstream words(line);
+        std::string joined;
+        for (std::string word; words >> word;) joined += (joined.empty() ? "" : " ") + word;
+        lines.push_back(joined);
+    }
+    lines.erase(lines.begin(), lines.end() - static_cast<std::ptrdiff_t>(count));
+    return lines;
+}
+
+std::int64_t bucket_of(const std::string& what) {
+    return what.starts_with("bucket[") ? std::stoll(what.substr(7)) : -1;
+}
+
+std::unique_ptr<Lanes> make_lanes(const core::Program& program) {
+    std::vector<std::vector<std::size_t>> queues(core::kNumLanes), after;
+    for (std::size_t i = 0; i < program.instructions.size(); ++i) {
+        const core::Instruction& instruction = program.instructions[i];
+        queues[static_cast<std::size_t>(instruction.lane)].push_back(i);
+        after.emplace_back(instruction.after.begin(), instruction.after.end());
+    }
+    return std::make_unique<Lanes>(queues, std::move(after));
+}
+
+void adamw(const Shard& shard, const at::Tensor& grad, const at::Tensor& grad_scale, const Settings& settings,
+           double lr, std::int64_t step) {
+    using Op = void(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                    const std::optional<at::Tensor>&, const at::Tensor&, std::int64_t, double, double, double,
+                    double, double, std::int64_t);
+    static const auto op =
+        c10::Dispatcher::singleton().findSchemaOrThrow("internevo::adamw_", "").typed<Op>();
+    op.call(shard.master, shard.exp_avg, shard.exp_avg_sq, grad, shard.param, grad_scale, shard.decayed_numel,
+            lr, settings.beta1, settings.beta2, settings.eps, settings.weight_decay, step);
+}
+
+}  // namespace
+
+Executor::Executor(const std::string& program, Bindings bindings)
+    : program_(core::parse_program(program)),
+      bindings_(std::move(bindings)),
+      memory_(program_, bindings_.buffers) {
+    const std::size_t num_buckets = program_.buckets.size();
+    IE_CHECK(bindings_.grad_offsets.size() == num_buckets && bindings_.shards.size() == num_buckets,
+             "the Program has ", num_buckets, " buckets, not ", bindings_.grad_offsets.size(), " and ",
+             bindings_.shards.size());
+    for (std::size_t b = 0; b < num_buckets; ++b)
+        param_slots_.push_back(memory_.slot(core::name_in("param", b)));
+    const auto lines = instruction_lines(program, program_.instructions.size());
+    for (std::size_t i = 0; i < lines.size(); ++i)
+        orders_.push_back(resolve(program_.instructions[i], lines[i]));
+    lanes_ = make_lanes(program_);
+}
+
+Executor::Order Executor::resolve(const core::Instruction& instruction, const std::string& line) {
+    Order order{.kind = instruction.kind, .note = "in instruction " + line, .reads = {}, .writes = {}};
+    for (const std::string& name : instruction.reads) order.reads.push_back(memory_.slot(name));
+    for (const std::string& name : instruction.writes) order.writes.push_back(memory_.slot(name));
+    order.bucket = bucket_of(instruction.what);
+    if (instruction.kind == Kind::kCompute) resolve_call(order, instruction.what);
+    if (!instruction.level.empty()) resolve_level(order, instruction);
+    return order;
+}
+
+void Executor::resolve_call(Order& order, const std::string& name) {
+    const auto call = std::ranges::find(program_.calls, name, &core::Call::name);
+    const auto bound = bindings_.calls.find(name);
+    IE_CHECK(call != program_.calls.end() && bound != bindings_.calls.end(), "no region for call ", name);
+    order.reads.resize(call->reads.size());  // the rest are buckets, of which the call takes views
+    order.call = &bound->second;
+}
+
+void Executor::resolve_level(Order& order, const core::Instruction& instruction) {
+    order.transfers = transfers_for(instruction);
+    const auto level = std::ranges::find(program_.levels, instruction.level, &core::Level::name);
+    if (level == program_.levels.end()) return;  // the whole world
+    order.is_replicated = level->state == State::kR;
+    if (instruction.kind == Kind::kGather || instruction.kind == Kind::kRefresh) {
+        const bool of_shard = instruction.kind == Kind::kRefresh;
+        std::tie(order.group, order.own) = slices(order.bucket, level - program_.levels.begin(), of_shard);
+    }
+}
+
+const Transfers* Executor::transfers_for(const core::Instruction& instruction) {
+    if (program_.world == 1) return nullptr;
+    const std::string place = std::string(name_of(instruction.lane)) + " " + instruction.level;
+    const auto [found, is_new] = transfers_.try_emplace(place);
+    if (is_new) {
+        const auto name = bindings_.groups.find(place);
+        IE_CHECK(name != bindings_.groups.end(), "no process group for lane and level '", place, "'");
+        found->second =
+            std::make_unique<Transfers>(c10d::resolve_process_group(name->second), bindings_.routes,
+                                        bindings_.wire, [this](c10d::Work& work) { wait(work); });
+    }
+    return found->second.get();
+}
+
+// What the ranks of a level's group hold together and what this rank holds of it, in elements of the whole
+// bucket, or of its P slice.
+std::pair<Executor::Slice, Executor::Slice> Executor::slices(std::int64_t bucket, std::int64_t level,
+                                                             bool of_shard) const {
+    Slice group{0, program_.buckets[bucket].numel}, own = group;
+    for (std::int64_t k = 0; k <= level; ++k) {
+        const core::Level& cut = program_.levels[k];
+        group = own;
+        own.numel /= cut.size;
+        own.offset += own.numel * (bindings_.rank / cut.stride % cut.size);
+        if (of_shard && cut.state == State::kP) own.offset = 0;
+    }
+    return {group, own};
+}
+
+bool Executor::is_first_replica() const {
+    return std::ranges::none_of(program_.levels, [&](const core::Level& level) {
+        return level.state == State::kR && bindings_.rank / level.stride % level.size > 0;
+    });
+}
+
+at::Tensor Executor::step(const Memory::Tensors& inputs, double lr, std::int64_t step, bool stop) {
+    lr_ = lr;
+    step_ = step;
+    grad_scale_.reset();
+    totals_.reset();
+    totals_.add(Totals::kStop, stop);
+    for (const auto& [name, tensor] : inputs) memory_.put(memory_.slot(name), tensor);
+    memory_.reset_peak();
+    lanes_->run([this](std::size_t instruction) { execute(instruction); });
+    for (const auto& [name, tensor] : inputs) memory_.free(memory_.slot(name));
+    return totals_.tensor();
+}
+
+void Executor::refresh() {
+    for (std::size_t i = 0; i < orders_.size(); ++i) {
+        if (orders_[i].kind == Kind::kRefresh) execute(i);
+    }
+}
+
+at::Tensor Executor::trace() const {
+    std::vector<std::int64_t> times;
+    for (const Lanes::Span& span : lanes_->spans()) {
+        for (const auto time : {span.start, span.end}) {
+            times.push_back(std::chrono::nanoseconds(time.time_since_epoch()).count());
+        }
+    }
+    return at::tensor(times, at::kLong).view({-1, 2});
+}
+
+void Executor::execute(std::size_t instruction) {
+    const at::NoGradGuard no_grad;
+    const c10::DeviceGuard on_device(memory_.device());  // a thread begins on device 0
+    const Order& order = orders_[instruction];
+    try {
+        (this->*kActions[static_cast<std::size_t>(order.kind)])(order);
+    } catch (python_error& error) {
+        add_note(error, order.note);
+        throw;
+    } catch (c10::Error& error) {  // of a type that says something: out of memory, a backend
+        error.add_context(order.note);
+        throw;
+    } catch (const Error& error) {
+        fail(error.what(), ", ", order.note);
+    } catch (const std::exception& error) {
+        if (!order.transfers) fail(error.what(), ", ", order.note);
+        C10_THROW_ERROR(DistBackendError, error.what() + (", " + order.note));
+    }
+}
+
+// Waits for a collective, or for an error in another lane.
+void Executor::wait(c10d::Work& work) const {
+    if (!work.isCompleted()) {
+        const auto future = work.getFuture();
+        future->addCallback([wake = lanes_->waker()](c10::ivalue::Future&) { wake(); });
+        lanes_->wait_until([&] { return future->completed(); });
+    }
+    work.wait();
+}
+
+// In the order of core::Kind; a refresh is a gather in place.
+const Executor::Action Executor::kActions[] = {
+    &Executor::gather,     &Executor::gather, &Executor::compute, &Executor::pack, &Executor::reduce,
+    &Executor::accumulate, &Executor::norm,   &Executor::update,  &Executor::free,
+};
+
+void Executor::gather(const Order& order) {
+    const at::Tensor& buffer = memory_.target(order.writes[0]);
+    const bool in_place = order.reads[0] == order.writes[0];
+    const at::Tensor own =
+        in_place ? buffer.narrow(0, order.own.offset, order.own.numel) : memory_.read(order.reads[0]);
+    order.transfers->all_gather(buffer.narrow(0, order.group.offset, order.group.numel), own);
+}
+
+void Executor::compute(const Order& order) {
+    const BoundCall& call = *order.call;
+    std::vector<at::Tensor> inputs;
+    for (const Memory::Slot slot : order.reads) inputs.push_back(memory_.read(slot));
+    for (const ParamView& param : call.params) {
+        const at::Tensor& flat = memory_.read(param_slots_.at(param.bucket));
+        const std::int64_t numel = c10::multiply_integers(param.shape);
+        inputs.push_back(flat.narrow(0, param.offset, numel).view(param.shape));
+    }
+    auto outputs = call.region(inputs, order.writes.size());
+    for (std::size_t i = 0; i < outputs.size(); ++i) memory_.put(order.writes[i], std::move(outputs[i]));
+}
+
+// Gradients to their places. What lies between the places is zero, for it is reduced and squared too.
+void Executor::pack(const Order& order) {
+    const auto& offsets = bindings_.grad_offsets[order.bucket];
+    const at::Tensor& flat = memory_.target(order.writes[0]);
+    const bool adds = order.reads.size() > offsets.size();  // reads the sum as well
+    std::int64_t end = 0;
+    for (std::size_t i = 0; i < offsets.size(); ++i) {
+        const at::Tensor& grad = memory_.read(order.reads[i]);
+        const at::Tensor place = flat.narrow(0, offsets[i], grad.numel()).view(grad.sizes());
+        adds ? place.add_(grad) : place.copy_(grad);
+        if (!adds) flat.slice(0, end, offsets[i]).zero_();
+        end = offsets[i] + grad.numel();
+    }
+    if (!adds) flat.slice(0, end).zero_();
+}
+
+void Executor::reduce(const Order& order) {
+    const at::Tensor& in = memory_.read(order.reads[0]);
+    const at::Tensor& out = memory_.target(order.writes[0]);
+    order.is_replicated ? order.transfers->all_reduce(out, in) : order.transfers->reduce_scatter(out, in);
+}
+
+void Executor::accumulate(const Order& order) {
+    const at::Tensor& sum = memory_.target(order.writes[0]);
+    const at::Tensor& part = memory_.read(order.reads[0]);
+    order.reads.size() > 1 ? sum.add_(part) : sum.copy_(part);  // the first micro-batch does not read the sum
+}
+
+// Of a bucket: its squares, which one of all replicas adds. Of all: the losses, and the sum over ranks.
+void Executor::norm(const Order& order) {
+    if (order.bucket >= 0) {
+        const bool in_order = program_.mode == core::Mode::kOrdered;
+        if (is_first_replica()) totals_.add_squares(memory_.read(order.reads[0]), in_order);
+        return;
+    }
+    for (std::size_t i = program_.buckets.size(); i < order.reads.size(); i += 2) {
+        totals_.add(Totals::kLossSum, memory_.read(order.reads[i]).item().toDouble());
+        totals_.add(Totals::kCount, memory_.read(order.reads[i + 1]).item().toDouble());
+    }
+    if (order.transfers) totals_.sum_over(*order.transfers, memory_.device());
+    if (!totals_.are_usable()) return;
+    const double scale = totals_.grad_scale(bindings_.settings.clip);
+    grad_scale_ = at::full({1}, scale, bindings_.shards[0].master.options());
+}
+
+void Executor::update(const Order& order) {
+    if (!grad_scale_.defined()) return;
+    const at::Tensor& grad = memory_.read(order.reads[0]);
+    adamw(bindings_.shards[order.bucket], grad, grad_scale_, bindings_.settings, lr_, step_);
+}
+
+void Executor::free(const Order& order) {
+    for (const Memory::Slot slot : order.writes) memory_.free(slot);
+}
+
+}  // namespace ie::runtime

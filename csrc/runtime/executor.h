@@ -1,0 +1,136 @@
+// torch.classes.internevo.Executor: runs a Program. One call a step; Python runs only inside regions, on the
+// calling thread.
+//
+//     step(inputs, lr, step, stop) -> [loss sum, count, stop, square sum] over all micro-batches and ranks
+//
+// What each instruction does is csrc/core/layout.h read as orders: a kind is a row of kActions, an operand a
+// slot of Memory, a lane a thread, a (lane, level) a process group. Parameters are updated unless the loss or
+// the gradient is not finite or nothing was counted; the caller sees that in what step() returns, and then no
+// rank has updated anything.
+//
+// An error in any lane ends the step and is rethrown with the instruction it happened in: what a region
+// raises as it is, with a note; an error of a backend as DistBackendError. The executor is of no use then.
+#pragma once
+
+#include <torch/custom_class.h>
+
+#include <memory>
+#include <string>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+#include <tuple>
+#include <unordered_map>
+#include <vector>
+
+#include "core/program.h"
+#include "runtime/lanes.h"
+#include "runtime/memory.h"
+#include "runtime/region.h"
+#include "runtime/totals.h"
+#include "runtime/transfers.h"
+
+namespace ie::runtime {
+
+// AdamW and clipping; 0 clips nothing.
+struct Settings {
+    double clip, beta1, beta2, eps, weight_decay;
+};
+
+// What this rank owns of one bucket: flat fp32 states, and the parameter where it is not its own master.
+struct Shard {
+    at::Tensor master, exp_avg, exp_avg_sq;
+    std::optional<at::Tensor> param;
+    std::int64_t decayed_numel;
+};
+
+// A parameter of a call: a view of its bucket.
+struct ParamView {
+    std::int64_t bucket, offset;
+    std::vector<std::int64_t> shape;
+};
+
+struct BoundCall {
+    Region region;
+    std::vector<ParamView> params;
+};
+
+// Everything that a Program leaves open.
+struct Bindings {
+    std::int64_t rank;
+    std::unordered_map<std::string, BoundCall> calls;
+    std::vector<std::vector<std::int64_t>> grad_offsets;  // of each bucket's gradients, in elements
+    Memory::Tensors buffers;
+    std::vector<Shard> shards;                            // of each bucket
+    std::unordered_map<std::string, std::string> groups;  // "near G1" -> name of the process group
+    std::vector<Route> routes;
+    at::ScalarType wire;
+    Settings settings;
+};
+
+class Executor : public torch::CustomClassHolder {
+  public:
+    Executor(const std::string& program, Bindings bindings);
+
+    // Inputs are the values that no call writes, by operand ("%m0.tokens"); step counts from 1.
+    at::Tensor step(const Memory::Tensors& inputs, double lr, std::int64_t step, bool stop);
+
+    // Only the refresh instructions: afterwards parameters are whole, as they are after a step has begun.
+    void refresh();
+
+    at::Tensor trace() const;  // [instructions, 2]: start and end in the last step, monotonic ns
+    std::int64_t live_bytes() const { return memory_.live_bytes(); }
+    std::int64_t peak_bytes() const { return memory_.peak_bytes(); }  // since the step began
+
+  private:
+    struct Slice {
+        std::int64_t offset, numel;
+    };
+
+    // An instruction with its names resolved.
+    struct Order {
+        core::Kind kind;
+        std::string note;                         // what errors say of where they happened
+        std::vector<Memory::Slot> reads, writes;  // of a call: values only
+        std::int64_t bucket = -1;
+        const BoundCall* call = nullptr;
+        const Transfers* transfers = nullptr;
+        bool is_replicated = false;  // a reduce over replicas is an all-reduce
+        Slice group{}, own{};  // of a gather or refresh: what the group and this rank hold of the buffer
+    };
+    using Action = void (Executor::*)(const Order&);
+    static const Action kActions[];
+
+    Order resolve(const core::Instruction& instruction, const std::string& line);
+    void resolve_call(Order& order, const std::string& name);
+    void resolve_level(Order& order, const core::Instruction& instruction);
+    const Transfers* transfers_for(const core::Instruction& instruction);
+    std::pair<Slice, Slice> slices(std::int64_t bucket, std::int64_t level, bool of_shard) const;
+    bool is_first_replica() const;
+
+    void execute(std::size_t instruction);
+    void wait(c10d::Work& work) const;
+
+    void gather(const Order& order);
+    void compute(const Order& order);
+    void pack(const Order& order);
+    void reduce(const Order& order);
+    void accumulate(const Order& order);
+    void norm(const Order& order);
+    void update(const Order& order);
+    void free(const Order& order);
+
+    core::Program program_;
+    Bindings bindings_;
+    Memory memory_;
+    Totals totals_;
+    std::unordered_map<std::string, std::unique_ptr<Transfers>> transfers_;
+    std::vector<Memory::Slot> param_slots_;  // of each bucket
+    std::vector<Order> orders_;
+
+    double lr_ = 0;
+    std::int64_t step_ = 0;
+    at::Tensor grad_scale_;  // [1] fp32; undefined where the step must not update
+
+    std::unique_ptr<Lanes> lanes_;  // last: its threads end before what they use
+};
+
+}  // namespace ie::runtime

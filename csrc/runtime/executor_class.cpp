@@ -1,0 +1,76 @@
+// torch.classes.internevo.Executor: the types that torch can hand over become those of executor.h.
+#include <torch/library.h>
+
+#include "core/error.h"
+#include "runtime/executor.h"
+
+namespace ie::runtime {
+namespace {
+
+using std::int64_t;
+using std::string;
+using ParamTuple = std::tuple<int64_t, int64_t, std::vector<int64_t>>;
+using CallTuple = std::tuple<string, int64_t, std::vector<ParamTuple>>;
+using ShardTuple = std::tuple<std::vector<at::Tensor>, int64_t>;
+
+template <typename Value>
+std::unordered_map<string, Value> to_map(const c10::Dict<string, Value>& dict) {
+    std::unordered_map<string, Value> map;
+    for (const auto& item : dict) map.emplace(item.key(), item.value());
+    return map;
+}
+
+std::unordered_map<string, BoundCall> to_calls(const std::vector<CallTuple>& tuples) {
+    std::unordered_map<string, BoundCall> calls;
+    for (const auto& [name, id, params] : tuples) {
+        BoundCall& call = calls.emplace(name, BoundCall{Region(id), {}}).first->second;
+        for (const auto& [bucket, offset, shape] : params) call.params.push_back({bucket, offset, shape});
+    }
+    return calls;
+}
+
+std::vector<Shard> to_shards(const std::vector<ShardTuple>& tuples) {
+    std::vector<Shard> shards;
+    for (const auto& [tensors, decayed_numel] : tuples) {
+        IE_CHECK(tensors.size() == 3 || tensors.size() == 4, "a shard has ", tensors.size(), " tensors");
+        shards.push_back({tensors[0], tensors[1], tensors[2], {}, decayed_numel});
+        if (tensors.size() == 4) shards.back().param = tensors[3];
+    }
+    return shards;
+}
+
+Settings to_settings(const std::vector<double>& values) {
+    IE_CHECK(values.size() == 5, "expected clip, beta1, beta2, eps and weight_decay, got ", values.size());
+    return {values[0], values[1], values[2], values[3], values[4]};
+}
+
+c10::intrusive_ptr<Executor> make(const string& program, int64_t rank, const std::vector<CallTuple>& calls,
+                                  std::vector<std::vector<int64_t>> grad_offsets,
+                                  const c10::Dict<string, at::Tensor>& buffers,
+                                  const std::vector<ShardTuple>& shards,
+                                  const c10::Dict<string, string>& groups,
+                                  const std::vector<Route::Row>& routes, at::ScalarType wire,
+                                  const std::vector<double>& settings) {
+    return c10::make_intrusive<Executor>(
+        program, Bindings{rank, to_calls(calls), std::move(grad_offsets), to_map(buffers), to_shards(shards),
+                          to_map(groups), Route::parse(routes), wire, to_settings(settings)});
+}
+
+at::Tensor step(const c10::intrusive_ptr<Executor>& executor, const c10::Dict<string, at::Tensor>& inputs,
+                double lr, int64_t step, bool stop) {
+    return executor->step(to_map(inputs), lr, step, stop);
+}
+
+}  // namespace
+}  // namespace ie::runtime
+
+TORCH_LIBRARY_FRAGMENT(internevo, m) {
+    using ie::runtime::Executor;
+    m.class_<Executor>("Executor")
+        .def(torch::init(&ie::runtime::make))
+        .def("step", &ie::runtime::step)
+        .def("refresh", &Executor::refresh)
+        .def("trace", &Executor::trace)
+        .def("live_bytes", &Executor::live_bytes)
+        .def("peak_bytes", &Executor::peak_bytes);
+}

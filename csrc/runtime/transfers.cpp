@@ -1,0 +1,167 @@
+#include "runtime/transfers.h"
+
+#include <torch/library.h>
+
+#include <algorithm>
+#include <array>
+#include <string_view>
+#include <torch/csrc/distributed/c10d/GroupRegistry.hpp>
+
+#include "core/error.h"
+
+namespace ie::runtime {
+namespace {
+
+using Work = c10::intrusive_ptr<c10d::Work>;
+
+constexpr std::array<std::string_view, 3> kTransfers = {"reduce_scatter", "all_gather", "all_reduce"};
+constexpr std::array<std::string_view, 2> kAlgorithms = {"backend", "ordered"};
+
+template <std::size_t N>
+std::size_t index_of(const std::array<std::string_view, N>& names, const std::string& name) {
+    for (std::size_t i = 0; i < N; ++i) {
+        if (names[i] == name) return i;
+    }
+    fail("a route names '", name, "', which is unknown");
+}
+
+// Slices are cut evenly: the most pieces up to `asked` that divide numel.
+std::int64_t even_pieces(std::int64_t numel, std::int64_t asked) {
+    while (numel % asked != 0) --asked;
+    return asked;
+}
+
+void wait_for_all(const std::vector<Work>& works, const Transfers::Wait& wait) {
+    for (const Work& work : works) wait(*work);
+}
+
+// rows [pieces, size, n] -> out [pieces, n]; rows are spent.
+void add_in_tree(const at::Tensor& out, const at::Tensor& rows) {
+    const std::int64_t size = rows.size(1);
+    for (std::int64_t step = 1; step < size; step *= 2) {
+        for (std::int64_t i = 0; i + step < size; i += 2 * step) {
+            at::Tensor sum = 2 * step < size ? rows.select(1, i) : out;
+            at::add_out(sum, rows.select(1, i), rows.select(1, i + step));
+        }
+    }
+}
+
+}  // namespace
+
+std::vector<Route> Route::parse(const std::vector<Row>& rows) {
+    std::vector<Route> routes;
+    for (const auto& [names, up_to_bytes, pieces] : rows) {
+        const auto& [transfer, algorithm] = names;
+        IE_CHECK(pieces > 0, "a route has pieces=", pieces, "; it must be positive");
+        routes.push_back({static_cast<Transfer>(index_of(kTransfers, transfer)), up_to_bytes,
+                          index_of(kAlgorithms, algorithm) == 1, pieces});
+    }
+    return routes;
+}
+
+Transfers::Transfers(Group group, std::vector<Route> routes, at::ScalarType wire, Wait wait)
+    : group_(std::move(group)),
+      size_(group_->getSize()),
+      routes_(std::move(routes)),
+      wire_(wire),
+      wait_(std::move(wait)) {
+    for (const Route& route : routes_) {
+        IE_CHECK(route.ordered || wire_ == at::kFloat || route.transfer == Transfer::kAllGather,
+                 "the route of ", kTransfers[static_cast<std::size_t>(route.transfer)],
+                 " must be 'ordered' for a wire of ", wire_, ": the backend would add in that dtype");
+    }
+}
+
+void Transfers::reduce_scatter(const at::Tensor& out, const at::Tensor& in) const {
+    const Route& route = this->route(Transfer::kReduceScatter, in);
+    if (route.ordered) return reduce_scatter_in_order(out, in, route.pieces);
+    at::Tensor to = out, from = in;
+    wait_(*group_->reduce_scatter_single(to, from));
+}
+
+void Transfers::all_gather(const at::Tensor& out, const at::Tensor& in) const {
+    const std::int64_t pieces = even_pieces(in.numel(), route(Transfer::kAllGather, out).pieces);
+    pieces == 1 ? gather(out, in) : gather_in_pieces(out, in, pieces);
+}
+
+void Transfers::all_reduce(const at::Tensor& out, const at::Tensor& in) const {
+    const Route& route = this->route(Transfer::kAllReduce, in);
+    if (route.ordered) return all_reduce_in_order(out, in, route.pieces);
+    out.copy_(in);
+    sum_(out);
+}
+
+void Transfers::sum_(const at::Tensor& tensor) const {
+    std::vector<at::Tensor> tensors{tensor};
+    wait_(*group_->allreduce(tensors));
+}
+
+const Route& Transfers::route(Transfer transfer, const at::Tensor& longer) const {
+    const auto bytes = static_cast<std::int64_t>(longer.nbytes());
+    const auto fits = [&](const Route& route) {
+        return route.transfer == transfer && bytes <= route.up_to_bytes;
+    };
+    const auto found = std::ranges::find_if(routes_, fits);
+    IE_CHECK(found != routes_.end(), "no route for ", kTransfers[static_cast<std::size_t>(transfer)], " of ",
+             bytes, " bytes; add a row");
+    return *found;
+}
+
+void Transfers::reduce_scatter_in_order(const at::Tensor& out, const at::Tensor& in,
+                                        std::int64_t pieces) const {
+    pieces = even_pieces(out.numel(), pieces);
+    // [pieces, size, n]: row r of a piece goes to member r
+    const at::Tensor sent = in.view({size_, pieces, -1}).transpose(0, 1).to(wire_).contiguous();
+    const at::Tensor received = at::empty_like(sent);
+    std::vector<std::int64_t> even;
+    std::vector<Work> works;
+    for (std::int64_t piece = 0; piece < pieces; ++piece) {
+        at::Tensor to = received[piece], from = sent[piece];
+        works.push_back(group_->all_to_all_single(to, from, even, even));
+    }
+    wait_for_all(works, wait_);
+    add_in_tree(out.view({pieces, -1}), received.to(at::kFloat));
+}
+
+void Transfers::all_reduce_in_order(const at::Tensor& out, const at::Tensor& in, std::int64_t pieces) const {
+    const std::int64_t numel = in.numel(), slice = (numel + size_ - 1) / size_;
+    const at::Tensor padded = at::constant_pad_nd(in, {0, slice * size_ - numel});
+    const at::Tensor sum = at::empty({slice}, in.options());
+    reduce_scatter_in_order(sum, padded, pieces);
+    const at::Tensor gathered = at::empty({slice * size_}, in.options().dtype(wire_));
+    all_gather(gathered, sum.to(wire_));  // the owner rounds to the wire as well, so members keep equal bits
+    out.copy_(gathered.narrow(0, 0, numel));
+}
+
+void Transfers::gather(at::Tensor out, at::Tensor in) const {
+    wait_(*group_->all_gather_single(out, in));
+}
+
+void Transfers::gather_in_pieces(const at::Tensor& out, const at::Tensor& in, std::int64_t pieces) const {
+    const at::Tensor sent = in.view({pieces, -1});
+    const at::Tensor received = at::empty({pieces, size_, sent.size(1)}, in.options());
+    std::vector<Work> works;
+    for (std::int64_t piece = 0; piece < pieces; ++piece) {
+        at::Tensor to = received[piece].view(-1), from = sent[piece];
+        works.push_back(group_->all_gather_single(to, from));
+    }
+    wait_for_all(works, wait_);
+    out.view({size_, pieces, -1}).copy_(received.transpose(0, 1));
+}
+
+}  // namespace ie::runtime
+
+TORCH_LIBRARY_FRAGMENT(internevo, m) {
+    using ie::runtime::Route;
+    using ie::runtime::Transfers;
+    const auto make = [](const std::string& group, const std::vector<Route::Row>& rows, at::ScalarType wire) {
+        return c10::make_intrusive<Transfers>(c10d::resolve_process_group(group), Route::parse(rows), wire,
+                                              [](c10d::Work& work) { work.wait(); });
+    };
+    m.class_<Transfers>("Transfers")
+        .def(torch::init(make))
+        .def("reduce_scatter", &Transfers::reduce_scatter)
+        .def("all_gather", &Transfers::all_gather)
+        .def("all_reduce", &Transfers::all_reduce)
+        .def("sum_", &Transfers::sum_);
+}

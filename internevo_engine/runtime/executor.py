@@ -1,0 +1,175 @@
+"""runtime: runs a Program, one call a step. Everything above hands it a Program and what the names in it stand for.
+
+The work is done in C++ (csrc/runtime/executor.h): lanes on threads of their own, Python only inside regions.
+interpreter.py does the same slowly and obviously.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from internevo_engine.config.schema import OptimConfig
+from internevo_engine.errors import LostRankError
+from internevo_engine.program import Lane, Program
+from internevo_engine.runtime.extension import load_extension
+from internevo_engine.runtime.transfers import Route
+
+Region = Callable[..., tuple[Tensor, ...]]
+"""(values that the call reads, then views of its parameters) -> values that it writes. Called without autograd."""
+
+MicroBatch = Mapping[str, Tensor]
+"""The values that no call writes, by name: '%tokens'."""
+
+
+@dataclass(frozen=True)
+class ParamView:
+    """Where a parameter lies: a view of its bucket."""
+
+    bucket: int
+    offset: int
+    """In elements."""
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class OwnedState:
+    """What this rank updates of one bucket: flat, equally long tensors."""
+
+    master: Tensor
+    """fp32."""
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    param: Tensor | None
+    """The same slice of the parameter in the compute dtype; None where the master is that slice itself."""
+    decayed_numel: int
+    """Weight decay applies to the elements before this one."""
+
+
+@dataclass(frozen=True)
+class Bindings:
+    """What the names of a Program stand for on this rank."""
+
+    rank: int
+    regions: Mapping[str, Region]
+    """By name of the call."""
+    call_params: Mapping[str, Sequence[ParamView]]
+    """By name of the call, in the order in which its region takes them."""
+    grad_offsets: Sequence[Sequence[int]]
+    """For each bucket, where its gradients are placed, in elements, rising."""
+    buffers: Mapping[str, Tensor]
+    """The flat tensor of every persistent param, pshard and gsum."""
+    owned: Sequence[OwnedState]
+    """For each bucket."""
+    groups: Mapping[tuple[Lane, str], str]
+    """(lane, level) -> name of the process group, of which this rank is a member; 'all' is the world."""
+    wire: torch.dtype
+    """What gradients travel in; they are added in fp32."""
+    routes: Sequence[Route]
+    """How they travel, in the backend of the groups; see `transfers.routes`."""
+
+
+class Step(Protocol):
+    """What Executor and Interpreter have in common."""
+
+    def step(self, micro_batches: Sequence[MicroBatch], *, lr: float, step: int, stop: bool = False) -> Tensor:
+        """One update of the parameters.
+
+        Args:
+            step: 1 at the first update.
+            stop: this rank wants to stop after this step.
+
+        Returns:
+            [4] fp64, summed over micro-batches and ranks: loss sum, count, ranks that want to stop, square sum of the
+            gradient sum. If one of them is not finite or nothing was counted, no rank has updated anything.
+
+        Raises:
+            LostRankError: a collective failed.
+            Exception: whatever a region raised, with a note that names the instruction.
+        """
+        ...
+
+    def refresh(self) -> None:
+        """Bring the last update to every rank that holds the parameter; a step does this when it begins."""
+        ...
+
+
+def inputs_of(program: Program, micro_batches: Sequence[MicroBatch]) -> dict[str, Tensor]:
+    """By operand: value %tokens of micro-batch 1 is %m1.tokens."""
+    assert len(micro_batches) == program.micro_batches
+    return {f"%m{m}.{name[1:]}": tensor for m, batch in enumerate(micro_batches) for name, tensor in batch.items()}
+
+
+class Executor:
+    """Runs a Program on this rank. All ranks make the same calls in the same order.
+
+    An error ends the step, and the executor with it: ranks that part in the middle of a step can't meet again.
+    """
+
+    def __init__(self, program: Program, bindings: Bindings, optim: OptimConfig) -> None:
+        load_extension()
+        self._program, self._bindings = program, bindings  # C++ calls the regions without owning them
+        self._native = torch.classes.internevo.Executor(
+            program.text,
+            bindings.rank,
+            [(name, id(region), _views(bindings, name)) for name, region in bindings.regions.items()],
+            [list(offsets) for offsets in bindings.grad_offsets],
+            dict(bindings.buffers),
+            [(_tensors(owned), owned.decayed_numel) for owned in bindings.owned],
+            {f"{lane} {level}": group for (lane, level), group in bindings.groups.items()},
+            [route.row for route in bindings.routes],
+            bindings.wire,
+            [optim.clip, *optim.betas, optim.eps, optim.weight_decay],
+        )
+
+    def step(self, micro_batches: Sequence[MicroBatch], *, lr: float, step: int, stop: bool = False) -> Tensor:
+        """See Step."""
+        try:
+            return self._native.step(inputs_of(self._program, micro_batches), lr, step, stop)
+        except dist.DistError as error:
+            raise _lost(self._bindings.rank, error) from error
+
+    def refresh(self) -> None:
+        """See Step."""
+        try:
+            self._native.refresh()
+        except dist.DistError as error:
+            raise _lost(self._bindings.rank, error) from error
+
+    def close(self) -> None:
+        """Let go of process groups and tensors, so that the groups can be destroyed before Python ends."""
+        del self._native
+
+    @property
+    def trace(self) -> Tensor:
+        """[instructions, 2] int64: start and end of each instruction in the last step, in ns of time.monotonic_ns."""
+        return self._native.trace()
+
+    @property
+    def live_bytes(self) -> int:
+        """Of transient buffers and values; 0 between steps of a Program that frees what it makes."""
+        return self._native.live_bytes()
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most of them at once in the last step, the micro-batches included."""
+        return self._native.peak_bytes()
+
+
+def _views(bindings: Bindings, call: str) -> list[tuple[int, int, list[int]]]:
+    return [(view.bucket, view.offset, list(view.shape)) for view in bindings.call_params.get(call, ())]
+
+
+def _tensors(owned: OwnedState) -> list[Tensor]:
+    states = [owned.master, owned.exp_avg, owned.exp_avg_sq]
+    return states if owned.param is None else [*states, owned.param]
+
+
+def _lost(rank: int, error: dist.DistError) -> LostRankError:
+    return LostRankError(
+        f"rank {rank}: a collective failed: another rank ended or the network broke (see that rank's message); "
+        f"the backend says: {str(error).splitlines()[0]}"
+    )

@@ -1,0 +1,221 @@
+"""The executor: the bits of its interpreter and of every plan, near torch's AdamW, in the declared memory and order."""
+
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from internevo_engine.program import Lane, Program
+from internevo_engine.runtime.executor import Executor
+from internevo_engine.runtime.interpreter import Interpreter
+from internevo_engine.runtime.launch import Place
+from internevo_engine.runtime.transfers import routes
+from tests.ranks import run_ranks
+from tests.runtime import linear_step
+from tests.runtime.linear_step import OPTIM, Plan, batches_of, bind, program, whole_states
+
+STEPS = 3
+PLANS = {
+    1: [(1, 1, 1)],
+    2: [(1, 1, 1), (1, 1, 2), (1, 2, 2), (2, 2, 2)],
+    3: [(1, 1, 1), (1, 1, 3), (3, 3, 3)],
+    4: [(1, 1, 1), (1, 1, 4), (1, 4, 4), (4, 4, 4), (1, 2, 4), (2, 4, 4), (2, 2, 2)],
+}
+Outcome = dict[str, Any]
+
+
+def train(runner: type[Executor] | type[Interpreter], place: Place, plan: Plan) -> Outcome:
+    """Three steps: the totals of each, all states at the end, and the parameters as this rank holds them."""
+    step_program = program(plan, place.world)
+    bindings = bind(step_program, plan, place)
+    engine = runner(step_program, bindings, OPTIM)
+    totals = [
+        engine.step(batches_of(step, place.rank, place.world, plan), lr=OPTIM.lr, step=step + 1, stop=step == 1)
+        for step in range(STEPS)
+    ]
+    engine.refresh()
+    held = {name: tensor.clone() for name, tensor in bindings.buffers.items() if name.startswith("p")}
+    states = whole_states(step_program, plan, place, bindings)
+    return {"totals": torch.stack(totals), "states": states, "held": held}
+
+
+def train_twice(place: Place, plans: list[Plan]) -> list[tuple[Outcome, Outcome]]:
+    return [(train(Executor, place, plan), train(Interpreter, place, plan)) for plan in plans]
+
+
+def assert_equal_bits(found: Outcome, expected: Outcome, parts: tuple[str, ...] = ("totals", "states", "held")) -> None:
+    for part in parts:
+        for name, tensor in expected[part].items() if part != "totals" else [("", expected[part])]:
+            other = found[part] if part == "totals" else found[part][name]
+            assert torch.equal(other, tensor), f"{part} {name}\n{other}\n{tensor}"
+
+
+def plans_of(world: int) -> list[Plan]:
+    """Every plan in order, one of them also without overlap; every plan fast; one in bf16."""
+    ordered = [Plan(groups) for groups in PLANS[world]]
+    return [
+        *ordered,
+        Plan(PLANS[world][-1], overlap=False),
+        *[Plan(groups, mode="fast") for groups in PLANS[world]],
+        Plan(PLANS[world][-1], mode="fast", dtype=torch.bfloat16),
+    ]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_executor_interpreter_and_torch_agree_for_every_plan(world: int, tmp_path: Path) -> None:
+    plans = plans_of(world)
+    results = run_ranks(train_twice, world, tmp_path, plans)
+    for rank in range(world):
+        for plan, (executor, interpreter) in zip(plans, results[rank], strict=True):
+            assert_equal_bits(executor, interpreter)
+            assert executor["totals"][:, 2].tolist() == [0, world, 0]
+            if plan.mode == "ordered":
+                assert_equal_bits(executor, results[0][0][0], ("totals", "states"))
+            if plan.dtype == torch.float32:
+                check_against_torch(executor, world, plan)
+
+
+def check_against_torch(outcome: Outcome, world: int, plan: Plan) -> None:
+    totals, params = linear_step.torch_totals_and_params(STEPS, world, plan)
+    torch.testing.assert_close(outcome["totals"][:, [0, 1, 3]], torch.tensor(totals).double(), rtol=1e-5, atol=0)
+    for index, param in enumerate(params):
+        torch.testing.assert_close(outcome["states"][f"master.{index}"], param, rtol=1e-5, atol=1e-5)
+
+
+def nan_loss(x: Tensor, target: Tensor, head: Tensor) -> tuple[Tensor, ...]:
+    loss_sum, count, error = linear_step.loss(x, target, head)
+    return loss_sum * math.nan, count, error
+
+
+def step_with_nan_on_rank_1(place: Place, plan: Plan) -> tuple[Tensor, bool]:
+    step_program = program(plan, place.world)
+    regions = linear_step.regions() | ({"loss": nan_loss} if place.rank == 1 else {})
+    bindings = bind(step_program, plan, place, regions=regions)
+    before = [owned.master.clone() for owned in bindings.owned]
+    totals = Executor(step_program, bindings, OPTIM).step(batches_of(0, place.rank, 2, plan), lr=0.1, step=1)
+    unchanged = all(torch.equal(a, b.master) for a, b in zip(before, bindings.owned, strict=True))
+    return totals, unchanged
+
+
+def test_a_loss_that_is_no_number_on_one_rank_stops_the_update_on_all(tmp_path: Path) -> None:
+    for totals, unchanged in run_ranks(step_with_nan_on_rank_1, 2, tmp_path, Plan((1, 2, 2), mode="fast")):
+        assert math.isnan(totals[0])
+        assert totals[1] == 2 * 2 * linear_step.ROWS
+        assert unchanged
+
+
+def peak_of(step_program: Program, inputs: int) -> int:
+    """The most bytes alive if instructions run one by one, by what the Program declares."""
+    sizes = {b.name: b.bytes for b in step_program.buffers if not b.persistent and not b.name.startswith("norm")}
+    for m in range(step_program.micro_batches):
+        sizes |= {f"%m{m}.{value.name[1:]}": value.bytes for value in step_program.values}
+    live: set[str] = set()
+    peak = 0
+    for i in step_program.instructions:
+        live = live - set(i.writes) if i.kind == "free" else live | (set(i.writes) & sizes.keys())
+        peak = max(peak, sum(sizes[name] for name in live))
+    return peak + inputs
+
+
+def memory_of_a_step(place: Place, plan: Plan) -> tuple[int, int, int]:
+    step_program = program(plan, place.world)
+    engine = Executor(step_program, bind(step_program, plan, place), OPTIM)
+    batches = batches_of(0, place.rank, place.world, plan)
+    engine.step(batches, lr=0.1, step=1)
+    inputs = sum(tensor.nbytes for each in batches for tensor in each.values())
+    return engine.peak_bytes, peak_of(step_program, inputs), engine.live_bytes
+
+
+@pytest.mark.parametrize("groups", [(1, 1, 2), (2, 2, 2)])
+def test_transient_memory_is_what_the_program_declares(tmp_path: Path, groups: tuple[int, int, int]) -> None:
+    for peak, expected, left in run_ranks(memory_of_a_step, 2, tmp_path, Plan(groups, overlap=False)):
+        assert peak == expected
+        assert left == 0
+
+
+def trace_of_a_step(place: Place, plan: Plan) -> tuple[Program, Tensor, int, int]:
+    step_program = program(plan, place.world)
+    engine = Executor(step_program, bind(step_program, plan, place), OPTIM)
+    begin = time.monotonic_ns()
+    engine.step(batches_of(0, place.rank, place.world, plan), lr=0.1, step=1)
+    return step_program, engine.trace, begin, time.monotonic_ns()
+
+
+def test_the_trace_keeps_the_order_of_lanes_and_dependencies(tmp_path: Path) -> None:
+    for step_program, trace, begin, end in run_ranks(trace_of_a_step, 2, tmp_path, Plan((1, 2, 2))):
+        times = trace.tolist()
+        assert begin <= min(start for start, _ in times) <= max(stop for _, stop in times) <= end
+        last_of_lane: dict[str, int] = {}
+        for number, i in enumerate(step_program.instructions):
+            start, stop = times[number]
+            assert start <= stop
+            assert all(times[earlier][1] <= start for earlier in i.after)
+            assert last_of_lane.get(i.lane, 0) <= start, "two instructions of one lane at once"
+            last_of_lane[i.lane] = stop
+
+
+def record_collectives(calls: dict[str, list[tuple[str, int]]]) -> torch.library.Library:
+    """From here on in this process each collective of gloo notes (name, bytes of the longer side) by group name."""
+
+    def noted(name: str, group: Any, longer: Tensor) -> dist.Backend:
+        group = dist.ProcessGroup.unbox(group)
+        calls.setdefault(group.group_name, []).append((name, longer.nbytes))
+        return group._get_backend(torch.device("cpu"))
+
+    def all_gather(out: Tensor, own: Tensor, group: Any, *_: Any) -> tuple[Tensor, Any]:
+        return out, noted("all_gather", group, out)._allgather_base(out, own).boxed()
+
+    def reduce_scatter(out: Tensor, whole: Tensor, group: Any, *_: Any) -> tuple[Tensor, Any]:
+        # gloo's own has no future; what it writes does not matter here
+        return out, noted("reduce_scatter", group, whole).allreduce([whole]).boxed()
+
+    def all_reduce(tensors: list[Tensor], group: Any, *_: Any) -> tuple[list[Tensor], Any]:
+        return tensors, noted("all_reduce", group, tensors[0]).allreduce(tensors).boxed()
+
+    library = torch.library.Library("c10d", "IMPL")
+    library.impl("_allgather_base_", all_gather, "CPU", allow_override=True)
+    library.impl("_reduce_scatter_base_", reduce_scatter, "CPU", allow_override=True)
+    library.impl("allreduce_", all_reduce, "CPU", allow_override=True)
+    return library
+
+
+def calls_of_a_step(place: Place, plan: Plan) -> tuple[Program, dict[tuple[Lane, str], list[tuple[str, int]]]]:
+    """What each group was asked for in a step with NCCL's routes, which gloo can serve as well."""
+    step_program = program(plan, place.world)
+    bindings = bind(step_program, plan, place)
+    engine = Executor(step_program, replace(bindings, routes=routes("nccl", plan.mode, torch.float32)), OPTIM)
+    calls: dict[str, list[tuple[str, int]]] = {}
+    library = record_collectives(calls)
+    engine.step(batches_of(0, place.rank, place.world, plan), lr=0.1, step=1)
+    library._destroy()
+    return step_program, {where: calls[group] for where, group in bindings.groups.items()}
+
+
+def calls_expected(step_program: Program, lane: str, level_name: str) -> list[tuple[str, int]]:
+    """One call of the backend for each transfer of a lane, in the order of the Program."""
+    level = next((each for each in step_program.levels if each.name == level_name), None)
+    names = {"gather": "all_gather", "refresh": "all_gather", "reduce": "reduce_scatter", "norm": "all_reduce"}
+    calls = []
+    for i in step_program.instructions:
+        if (i.lane, i.level) == (lane, level_name):
+            name = "all_reduce" if level and level.state == "R" else names[i.kind]
+            sent_twice = 2 if name == "all_reduce" else 1
+            calls.append((name, i.bytes // sent_twice * level.size // (level.size - 1) if level else -1))
+    return calls
+
+
+@pytest.mark.parametrize("groups", [(1, 1, 1), (1, 2, 2), (2, 2, 2)])
+def test_in_nccls_routes_each_transfer_is_one_call_in_program_order(
+    tmp_path: Path, groups: tuple[int, int, int]
+) -> None:
+    for step_program, calls in run_ranks(calls_of_a_step, 2, tmp_path, Plan(groups, mode="fast")):
+        assert len(calls) > 1
+        for (lane, level), found in calls.items():
+            of_levels = [(name, num_bytes if level != "all" else -1) for name, num_bytes in found]
+            assert of_levels == calls_expected(step_program, lane, level)
