@@ -2,6 +2,12 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from internevo_engine.config.load import load_config
+from internevo_engine.errors import EngineError
+from internevo_engine.program import Program
+from internevo_engine.run import parse, topology_of
 
 
 def _doctor(_arguments: Sequence[str]) -> int:
@@ -11,15 +17,49 @@ def _doctor(_arguments: Sequence[str]) -> int:
     return 0
 
 
+def _show(arguments: Sequence[str]) -> int:
+    match arguments:
+        case ["program", config, *rest]:
+            print(_program(config, rest).text, end="")
+            return 0
+        case ["step", config, *rest]:
+            from internevo_engine.schedule.report import describe
+
+            print(describe(_program(config, rest)))
+            return 0
+        case ["diff", run_a, run_b]:
+            from internevo_engine.loop.fingerprint import first_difference
+
+            print(first_difference(Path(run_a), Path(run_b)))
+            return 0
+    print("usage: python -m internevo_engine show program|step CONFIG [--gpus N] [section.key=value ...]")
+    print("       python -m internevo_engine show diff RUN_A RUN_B")
+    return 2
+
+
+def _program(config: str, rest: Sequence[str]) -> Program:
+    from internevo_engine.schedule.show import program_of  # imports torch
+
+    arguments, overrides = parse([config, *rest, "--dry-run"])
+    asked = load_config(config, overrides)
+    return program_of(asked, topology_of(asked, arguments.gpus))
+
+
 VERBS: Mapping[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "doctor": ("what this machine has, and how to mend what it lacks", _doctor),
+    "show": ("the Program of a config, what its step costs, or where two runs part", _show),
 }
 
 
 def main(argv: Sequence[str]) -> int:
     """Run one verb; returns the exit code."""
     if argv and argv[0] in VERBS:
-        return VERBS[argv[0]][1](argv[1:])
+        try:
+            return VERBS[argv[0]][1](argv[1:])
+        except EngineError as error:
+            for line in str(error).splitlines():
+                print(f"error: {line}", file=sys.stderr)
+            return error.exit_code
     print("usage: python -m internevo_engine VERB\n")
     for name, (text, _) in VERBS.items():
         print(f"  {name:<10} {text}")

@@ -43,6 +43,12 @@ class LostRankError(EngineError):
     exit_code = 6
 
 
+class RanksDisagreeError(EngineError):
+    """Ranks would execute different Programs; none of them starts."""
+
+    exit_code = 8
+
+
 class NumbersError(EngineError):
     """The loss or the gradient norm became NaN or infinite."""
 

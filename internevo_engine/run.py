@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command line; returns the exit code. One line per problem, no traceback, except for our own bugs."""
     place = None
     try:
-        arguments, overrides = _parse(argv)
+        arguments, overrides = parse(argv)
         place = find_place(arguments.join, os.environ)
         return _run(arguments, overrides, place, argv)
     except ConfigError as error:
@@ -72,8 +72,7 @@ def _run(arguments: argparse.Namespace, overrides: Sequence[str], place: Place |
         return DONE
     command = [sys.executable, "-m", "internevo_engine.run", *argv]
     if place is None:
-        plan = _plan_here(config)
-        check_memory(plan)
+        plan = _plan(config)
         if plan.topology.world > 1:
             return supervise(command, plan.topology.world)
     from internevo_engine.loop.train import train  # imports torch
@@ -82,11 +81,21 @@ def _run(arguments: argparse.Namespace, overrides: Sequence[str], place: Place |
     return INTERRUPTED if result.interrupted else DONE
 
 
-def _plan_here(config: Config) -> Plan:
+def topology_of(config: Config, gpus: int | None) -> Topology:
+    """The ranks that the bare command would start here, or `gpus` GPUs that need not be there."""
+    if gpus is not None:
+        return Topology(gpus, min(gpus, GPUS_PER_HOST), "cuda")
     machine = probe_machine()
     device = choose_device(config.launch.device, machine)
     nproc = device.default_nproc(machine) if config.launch.nproc == "auto" else config.launch.nproc
-    return make_plan(config, parameters(config.model), local_topology(device, machine, world=nproc, local_world=nproc))
+    return local_topology(device, machine, world=nproc, local_world=nproc)
+
+
+def _plan(config: Config, gpus: int | None = None) -> Plan:
+    """Raises PlanError and MemoryNeededError; the memory of machines that aren't there is not checked."""
+    plan = make_plan(config, parameters(config.model), topology_of(config, gpus))
+    check_memory(plan)
+    return plan
 
 
 def _dry_run(config: Config, gpus: int | None) -> str:
@@ -94,16 +103,10 @@ def _dry_run(config: Config, gpus: int | None) -> str:
     from internevo_engine.data.prepare import check_sources  # imports torch
 
     check_sources(config)
-    if gpus is None:
-        plan = _plan_here(config)
-        check_memory(plan)
-    else:
-        topology = Topology(gpus, min(gpus, GPUS_PER_HOST), "cuda")
-        plan = make_plan(config, parameters(config.model), topology)
-    return f"{describe(plan)}\nnothing was trained: this was a dry run"
+    return f"{describe(_plan(config, gpus))}\nnothing was trained: this was a dry run"
 
 
-def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Options of the command, and config overrides in either spelling: a.b=c or --a.b c."""
     options, overrides = [], []
     rest = iter(argv)

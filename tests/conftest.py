@@ -14,6 +14,7 @@ data:
   seq_len: 32
   micro_batch: 2
 optim: {{lr: 1e-2, eta_min: 1e-3}}
+graph: {{compile: eager}}
 run: {{dir: {folder}/runs/tiny, steps: 6}}
 """
 

@@ -27,7 +27,7 @@ def work(_arguments: object, _overrides: object, place: object, argv: list[str])
     place = find_place(argv[argv.index("--join") + 1], {})
     assert place is not None
     with joined(place, "gloo"):
-        communicator = Communicator(place, torch.device("cpu"), 1)
+        communicator = Communicator(place, torch.device("cpu"), ())
         communicator.sum(torch.ones(4))
         if place.rank == 1:
             fail_as_told(argv[0])
@@ -36,7 +36,7 @@ def work(_arguments: object, _overrides: object, place: object, argv: list[str])
 
 
 run._run = work
-run._parse = lambda argv: (type("Arguments", (), {"join": argv[argv.index("--join") + 1]})(), [])
+run.parse = lambda argv: (type("Arguments", (), {"join": argv[argv.index("--join") + 1]})(), [])
 code = run.main(sys.argv[1:])
 sys.stderr.flush()
 os._exit(code)

@@ -14,6 +14,7 @@ from internevo_engine.config.schema import (
     CommConfig,
     Config,
     DataConfig,
+    GraphConfig,
     ModelConfig,
     OptimConfig,
     RunConfig,
@@ -21,13 +22,15 @@ from internevo_engine.config.schema import (
 )
 from internevo_engine.data.packing import MicroBatch
 from internevo_engine.engine import Engine
-from internevo_engine.errors import DataError, NumbersError
+from internevo_engine.errors import DataError, NumbersError, PlanError
+from internevo_engine.models.attention import pad_pieces
 from internevo_engine.models.families import parameters
 from internevo_engine.models.initialize import build
 from internevo_engine.models.loss import token_loss
 from internevo_engine.plan.plan import make_plan
 from internevo_engine.plan.topology import Topology
 from internevo_engine.runtime.communicator import Communicator
+from internevo_engine.runtime.hooks_step import refuse_what_hooks_can_not_do
 from internevo_engine.runtime.launch import ALONE, Place
 from tests.ranks import run_ranks
 
@@ -37,17 +40,27 @@ LENGTHS = ((64,), (1, 40, 2, 21), (7, 7, 50), (33, 31))
 """Document lengths of the micro-batches of one step; each fills 64 tokens."""
 
 
+Sizes = tuple[int, int, int]
+"""Group sizes of P, G and OS."""
+
+
 def config(
-    *, grad_accum: int = 1, micro_batch: int = 1, optim_group: int = 1, bucket_mb: float = 0.05, **comm
+    *,
+    sizes: Sizes = (1, 1, 1),
+    mode: str = "graph",
+    grad_accum: int = 1,
+    micro_batch: int = 1,
+    bucket_mb: float = 0.05,
+    **comm: object,
 ) -> Config:
+    shape = {"layers": 2, "hidden": 32, "heads": 4, "kv_heads": 2, "ffn": 48, "init_std": 0.1}
     return Config(
-        model=ModelConfig(
-            family="internlm", vocab=VOCAB, layers=2, hidden=32, heads=4, kv_heads=2, ffn=48, init_std=0.1
-        ),
+        model=ModelConfig(family="internlm", vocab=VOCAB, **shape),
         data=DataConfig(seq_len=SEQ_LEN, micro_batch=micro_batch, grad_accum=grad_accum),
         optim=OptimConfig(lr=1e-3, eta_min=1e-4, warmup_ratio=0.1),
-        zero=ZeroConfig(optim=optim_group),
+        zero=ZeroConfig(param=sizes[0], grad=sizes[1], optim=sizes[2]),
         comm=CommConfig(bucket_mb=bucket_mb, **comm),
+        graph=GraphConfig(mode=mode, compile="eager"),
         run=RunConfig(steps=STEPS, seed=SEED),
     )
 
@@ -62,11 +75,12 @@ def documents(step: int, number: int) -> Iterator[torch.Tensor]:
 
 def pack(texts: list[torch.Tensor]) -> MicroBatch:
     lengths = torch.tensor([len(text) - 1 for text in texts])
+    boundaries = torch.cat([torch.zeros(1), lengths.cumsum(0)]).int()
     return MicroBatch(
         tokens=torch.cat([text[:-1] for text in texts]),
         labels=torch.cat([text[1:] for text in texts]),
         positions=torch.cat([torch.arange(int(length)) for length in lengths]),
-        cu_seqlens=torch.cat([torch.zeros(1), lengths.cumsum(0)]).int(),
+        cu_seqlens=pad_pieces(boundaries, int(lengths.sum()) + 1),
     )
 
 
@@ -108,22 +122,31 @@ def plain_loop() -> Outcome:
     return Outcome(losses, norms, {name: p.detach().clone() for name, p in model.named_parameters()})
 
 
-def engine_loop(place: Place, cfg: Config, *, merged: bool = False) -> Outcome:
+def engine_of(place: Place, cfg: Config, ranks_per_host: int | None = None) -> Engine[MicroBatch]:
+    topology = Topology(place.world, ranks_per_host or place.world, "cpu")
+    plan = make_plan(cfg, parameters(cfg.model), topology)
+    communicator = Communicator(place, torch.device("cpu"), plan.levels)
+    example = pack([torch.arange(SEQ_LEN * cfg.data.micro_batch + 1)])
+    return Engine(model_of(cfg), token_loss, plan, communicator, example=example)
+
+
+def engine_loop(
+    place: Place, cfg: Config, *, merged: bool = False, ranks_per_host: int | None = None, steps: int = STEPS
+) -> Outcome:
     torch.manual_seed(place.rank)  # nothing may depend on it
-    plan = make_plan(cfg, parameters(cfg.model), Topology(place.world, place.world, "cpu"))
-    communicator = Communicator(place, torch.device("cpu"), plan.optim_group)
-    model = model_of(cfg)
-    engine = Engine(model, token_loss, plan, communicator)
+    engine = engine_of(place, cfg, ranks_per_host)
     losses, norms = [], []
-    for step in range(STEPS):
+    for step in range(steps):
         numbers = range(place.rank, MICRO_BATCHES, place.world)
         texts = [list(documents(step, number)) for number in numbers]
         batches = [pack([t for ts in texts for t in ts])] if merged else [pack(ts) for ts in texts]
         result = engine.step(batches)
         losses.append(result.loss)
         norms.append(result.grad_norm)
+    with engine.whole_parameters():
+        weights = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
     engine.close()
-    return Outcome(losses, norms, {name: p.detach().clone() for name, p in model.named_parameters()})
+    return Outcome(losses, norms, weights)
 
 
 @pytest.fixture(scope="module")
@@ -144,45 +167,70 @@ def test_the_plain_loop_learns(oracle):
     assert oracle.losses[0] - oracle.losses[-1] > 1.0
 
 
+@pytest.mark.parametrize("mode", ["graph", "hooks"])
 @pytest.mark.parametrize(("world", "grad_accum"), [(1, 4), (2, 2), (4, 1)])
-def test_any_number_of_ranks_equals_the_plain_loop(oracle, tmp_path, world, grad_accum):
-    for outcome in run_ranks(engine_loop, world, tmp_path, config(grad_accum=grad_accum)):
+def test_any_number_of_ranks_equals_the_plain_loop(oracle, tmp_path, world, grad_accum, mode):
+    for outcome in run_ranks(engine_loop, world, tmp_path, config(grad_accum=grad_accum, mode=mode)):
         assert_equal(outcome, oracle)
 
 
-def test_one_large_micro_batch_equals_accumulation(oracle):
-    assert_equal(engine_loop(ALONE, config(micro_batch=4), merged=True), oracle)
+@pytest.mark.parametrize("mode", ["graph", "hooks"])
+def test_one_large_micro_batch_equals_accumulation(oracle, mode):
+    assert_equal(engine_loop(ALONE, config(micro_batch=4, mode=mode), merged=True), oracle)
 
 
-@pytest.mark.parametrize(("world", "optim_group", "overlap"), [(2, 2, True), (4, 2, True), (4, 4, False)])
-def test_sharded_optimizer_states_equal_the_plain_loop(oracle, tmp_path, world, optim_group, overlap):
-    cfg = config(grad_accum=MICRO_BATCHES // world, optim_group=optim_group, overlap=overlap)
+@pytest.mark.parametrize(
+    ("world", "sizes", "keys"),
+    [
+        (2, (1, 1, 2), {"mode": "hooks"}),
+        (2, (1, 1, 2), {}),
+        (2, (2, 2, 2), {"overlap": False}),
+        (4, (1, 1, 2), {"mode": "hooks", "overlap": False}),
+        (4, (1, 4, 4), {}),
+        (4, (1, 2, 4), {}),
+        (4, (2, 2, 4), {"reduction": "ordered"}),
+        (4, (4, 4, 4), {}),
+    ],
+)
+def test_hybrid_zero_equals_the_plain_loop(oracle, tmp_path, world, sizes, keys):
+    cfg = config(grad_accum=MICRO_BATCHES // world, sizes=sizes, **keys)
     for outcome in run_ranks(engine_loop, world, tmp_path, cfg):
         assert_equal(outcome, oracle)
 
 
-def test_numbers_that_are_not_finite_stop_before_the_update():
-    cfg = config()
-    plan = make_plan(cfg, parameters(cfg.model), Topology(1, 1, "cpu"))
-    model = model_of(cfg)
-    engine = Engine(model, token_loss, plan, Communicator(ALONE, torch.device("cpu"), 1))
+@pytest.mark.parametrize("mode", ["graph", "hooks"])
+def test_numbers_that_are_not_finite_stop_before_the_update(mode):
+    engine = engine_of(ALONE, config(mode=mode))
     engine.step([pack(list(documents(0, 0)))])
-    before = [p.clone() for p in model.parameters()]
+    before = [p.clone() for p in engine.model.parameters()]
     with torch.no_grad():
-        model.get_parameter("norm.weight")[0] = float("nan")
+        engine.model.get_parameter("norm.weight")[0] = float("nan")
     with pytest.raises(NumbersError, match="step 1: loss is nan.*not applied"):
         engine.step([pack(list(documents(1, 0)))])
-    assert sum(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)) == 1
+    assert sum(not torch.equal(a, b) for a, b in zip(before, engine.model.parameters(), strict=True)) == 1
 
 
-def test_a_step_without_valid_tokens_is_refused():
-    cfg = config()
-    plan = make_plan(cfg, parameters(cfg.model), Topology(1, 1, "cpu"))
-    engine = Engine(model_of(cfg), token_loss, plan, Communicator(ALONE, torch.device("cpu"), 1))
+@pytest.mark.parametrize("mode", ["graph", "hooks"])
+def test_a_step_without_valid_tokens_is_refused(mode):
     batch = pack(list(documents(0, 0)))
     batch.labels.fill_(-100)
     with pytest.raises(DataError, match="no valid token"):
-        engine.step([batch])
+        engine_of(ALONE, config(mode=mode)).step([batch])
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"sizes": (2, 2, 2)}, "zero.param=2"),
+        ({"sizes": (1, 2, 2)}, "zero.grad=2"),
+        ({"reduction": "ordered"}, "comm.red"),
+    ],
+)
+def test_hooks_refuse_what_only_a_captured_step_can_do(keys, named):
+    cfg = config(mode="hooks", **keys)
+    plan = make_plan(cfg, parameters(cfg.model), Topology(2, 2, "cpu"))
+    with pytest.raises(PlanError, match=f"{named}.*needs graph.mode=graph"):
+        refuse_what_hooks_can_not_do(plan)
 
 
 def set_rate(adamw: torch.optim.Optimizer, step: int, optim: OptimConfig) -> None:

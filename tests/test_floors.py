@@ -21,7 +21,8 @@ FLOORS = (
     {"checkpoint", "interop"},
     {"engine"},
     {"loop", "serve"},
-    {"run", "__main__"},
+    {"run"},
+    {"__main__"},
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

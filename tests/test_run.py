@@ -32,6 +32,7 @@ def test_a_run_leaves_everything_behind(tiny: Tiny, capsys):
     files = {str(path.relative_to(tiny.run)) for path in tiny.run.rglob("*") if path.is_file()}
     assert files == {
         "run.json", "config.yaml", "command.txt", "environment.json", "plan.txt", "report.txt", "metrics.jsonl",
+        "fingerprint.jsonl",
         "valid.jsonl", "loss.png", "log/rank0.log", "final/model.safetensors", "final/tokenizer.model",
         "final/config.yaml",
     }  # fmt: skip
@@ -219,8 +220,12 @@ def start_two_torchruns(tiny: Tiny) -> list[subprocess.Popen]:
     return [subprocess.Popen([*torchrun, "--node-rank", str(n), *program], env=environment()) for n in range(2)]
 
 
+THIRD = ["zero.param=2", "zero.grad=2", "zero.optim=2"]
+"""ZeRO-3"""
+
+
 def start_by_itself(tiny: Tiny) -> list[subprocess.Popen]:
-    program = [*COMMAND, tiny.config, "launch.nproc=2", "zero.optim=2", "run.dir=" + str(tiny.folder / "two")]
+    program = [*COMMAND, tiny.config, "launch.nproc=2", "run.dir=" + str(tiny.folder / "two"), *THIRD]
     return [subprocess.Popen(program, env=environment())]
 
 

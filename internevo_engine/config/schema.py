@@ -11,7 +11,9 @@ from internevo_engine.units import divisors, one_of
 
 FREE_KEYS = (
     "zero.",
-    "comm.",
+    "comm.bucket_mb",
+    "comm.overlap",
+    "graph.",
     "launch.",
     "data.cache",
     "run.dir",
@@ -158,11 +160,19 @@ class OptimConfig(Section):
         return self
 
 
-class ZeroConfig(Section):
-    """Over how many neighbouring ranks the optimizer states are sharded."""
+GroupSize = Positive | Literal["node", "world"]
+"""A number of neighbouring ranks, 'node' (the ranks of one host) or 'world'."""
 
-    optim: Positive | Literal["node", "world"] = 1
-    """Group size of the optimizer states: a number of ranks, 'node' (the ranks of one host) or 'world'."""
+
+class ZeroConfig(Section):
+    """Hybrid-ZeRO: over how many neighbouring ranks each state is sharded. Each size divides the next."""
+
+    param: GroupSize = 1
+    """Group size of the parameters; above 1 they are gathered before use and freed after it."""
+    grad: GroupSize = 1
+    """Group size of the reduced gradients."""
+    optim: GroupSize = 1
+    """Group size of the optimizer states."""
 
 
 class CommConfig(Section):
@@ -171,7 +181,32 @@ class CommConfig(Section):
     bucket_mb: Annotated[float, Field(gt=0)] = 64.0
     """Target size of a gradient bucket in megabytes (1e6 bytes of fp32)."""
     overlap: bool = True
-    """Reduce a bucket while the backward pass still computes the next; false: reduce after it."""
+    """Communicate while computing; false: one after the other, with the same bits."""
+    wire: Literal["fp32", "bf16"] = "fp32"
+    """What gradients travel in; they are added in fp32."""
+    reduction: Literal["fast", "ordered"] = "fast"
+    """fast: gradients accumulate locally, sums are the backend's; ordered: every micro-batch is summed in one fixed
+    tree over the ranks, so that every plan gives equal bits (powers of two)."""
+
+
+class RecomputeBudget(Section):
+    """Recompute as much as it takes."""
+
+    budget_gb: Annotated[float, Field(gt=0)]
+    """Activations kept from forward to backward on one rank, in GB (1e9 bytes)."""
+
+
+class GraphConfig(Section):
+    """How a step is captured and run."""
+
+    mode: Literal["graph", "hooks"] = "graph"
+    """graph: forward, backward, communication and update are one captured Program; hooks: eager autograd, for models
+    that can't be captured whole."""
+    compile: Literal["inductor", "eager"] = "inductor"
+    """What runs the captured regions; eager: operation by operation, for debugging and bisection."""
+    recompute: Literal["none", "selective", "full"] | Fraction | RecomputeBudget = "none"
+    """Activations that the backward pass computes again: none; all but matrix products and attention (selective); all
+    of each layer (full); all of the first fraction of the layers; or {budget_gb: 8}."""
 
 
 class LaunchConfig(Section):
@@ -209,6 +244,7 @@ class Config(Section):
     optim: OptimConfig = OptimConfig()
     zero: ZeroConfig = ZeroConfig()
     comm: CommConfig = CommConfig()
+    graph: GraphConfig = GraphConfig()
     launch: LaunchConfig = LaunchConfig()
     run: RunConfig = RunConfig()
 

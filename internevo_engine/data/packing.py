@@ -39,7 +39,7 @@ class MicroBatch:
     positions: torch.Tensor
     """int64 [P]: 0, 1, 2 ... within each piece."""
     cu_seqlens: torch.Tensor
-    """int32 [D+1]: where each piece starts; the last is P."""
+    """int32 [P+1]: where each piece starts, then P until the end: packs of any documents have one shape."""
 
     def to(self, device: torch.device) -> "MicroBatch":
         """A copy on `device`; to CUDA from pinned memory, without waiting."""
@@ -185,7 +185,7 @@ def _pack(stretches: Iterable[Tokens], pack_size: int, seq_len: int) -> MicroBat
         torch.from_numpy(tokens),
         torch.from_numpy(labels),
         torch.from_numpy(positions),
-        torch.from_numpy(cu_seqlens.astype(np.int32)),
+        torch.from_numpy(np.pad(cu_seqlens, (0, pack_size + 1 - len(cu_seqlens)), mode="edge").astype(np.int32)),
     )
 
 

@@ -3,6 +3,7 @@
 Rank 0 records; on the other ranks the same calls do nothing, so that the loop has no `if rank == 0`.
 """
 
+import json
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from internevo_engine.config.load import dump_config
 from internevo_engine.data.tokenizers import Tokenizer
 from internevo_engine.loop.evaluate import Validation
 from internevo_engine.loop.final import write_final
+from internevo_engine.loop.fingerprint import FILE, Fingerprint, fingerprint
 from internevo_engine.loop.log import Log, StepBar
 from internevo_engine.loop.metrics import StepMetrics, as_line
 from internevo_engine.loop.plots import draw_loss
@@ -66,13 +68,19 @@ class Recorder:
         with self._log.progress(self._run.steps) as bar:
             yield bar
 
-    def step(self, metrics: StepMetrics) -> None:
+    def step(self, metrics: StepMetrics, checksums: Sequence[int]) -> None:
         """One update is done."""
         self.steps_done = metrics.step
+        self._keep_fingerprint(fingerprint(metrics.step, metrics.loss, metrics.grad_norm, checksums))
         for sink in self._step_sinks:
             sink(metrics.step, asdict(metrics))
         if metrics.step % self._run.log_every == 0 or metrics.step in (1, self._run.steps):
             self.say(as_line(metrics, self._run.steps))
+
+    def _keep_fingerprint(self, print_of_step: Fingerprint) -> None:
+        if self._folder is not None:
+            with (self.path / FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(print_of_step)) + "\n")
 
     def validation(self, result: Validation) -> None:
         """Held-out text was read."""

@@ -58,9 +58,9 @@ def train(config: Config, place: Place = ALONE, command: Sequence[str] = ()) -> 
     with joined(place, device.backend), _memory_named(config, place.rank):
         recorder = Recorder(plan, rank=place.rank, command=command)
         with recorder.state():
-            communicator = Communicator(place, torch_device, plan.optim_group)
+            communicator = Communicator(place, torch_device, plan.levels)
             data = _prepare_data(config, communicator, recorder)
-            engine = _build_engine(plan, communicator, recorder)
+            engine = _build_engine(plan, data, communicator, recorder)
             with stop_on_signal() as stop:
                 interrupted = _steps(engine, data, communicator, recorder, stop)
             _end(engine, data, communicator, recorder, interrupted=interrupted)
@@ -83,14 +83,15 @@ def _prepare_data(config: Config, communicator: Communicator, recorder: Recorder
         return prepare(config, cache, recorder.say)
 
 
-def _build_engine(plan: Plan, communicator: Communicator, recorder: Recorder) -> Engine[MicroBatch]:
+def _build_engine(plan: Plan, data: Prepared, communicator: Communicator, recorder: Recorder) -> Engine[MicroBatch]:
     config, device = plan.config, communicator.device
     recorder.say(
         f"{config.model.family}, {format_count(plan.num_params)} parameters in {plan.dtype}, on "
         f"{plan.topology.world} x {device.type}, {plan.tokens_per_step:,} tokens a step, {config.run.steps} steps"
     )
     model = build(config.model, config.data.seq_len, TORCH_DTYPES[plan.dtype], device, config.run.seed)
-    return Engine[MicroBatch](model, token_loss, plan, communicator)
+    example = data.train.micro_batch(0, 0, 1).to(device)
+    return Engine[MicroBatch](model, token_loss, plan, communicator, example=example, say=recorder.say)
 
 
 def _steps(
@@ -111,7 +112,7 @@ def _steps(
                 result, step=step, tokens=tokens, step_tokens=engine.plan.tokens_per_step,
                 squared_lengths=sum(map(squared_lengths, micro_batches)), seconds=seconds,
             )  # fmt: skip
-            recorder.step(metrics)
+            recorder.step(metrics, engine.state.checksums())
             bar.advance(loss=metrics.loss, tgs=metrics.tgs)
             if result.stop and step < config.run.steps:
                 return True
@@ -135,7 +136,8 @@ def _end(
     engine: Engine[MicroBatch], data: Prepared, communicator: Communicator, recorder: Recorder, *, interrupted: bool
 ) -> None:
     """The weights first: nothing that comes later can lose them."""
-    recorder.write_final(engine.model, data.tokenizer)
+    with engine.whole_parameters():
+        recorder.write_final(engine.model, data.tokenizer)
     if interrupted:
         recorder.draw()
         recorder.set_state("interrupted")
@@ -144,7 +146,8 @@ def _end(
         if data.valid is not None:
             recorder.validation(validate(engine, data.valid, rank=communicator.rank, world=communicator.world))
         recorder.draw()
-        recorder.last_words(lambda: last_words(recorder.path, engine, data))
+        with engine.whole_parameters():
+            recorder.last_words(lambda: last_words(recorder.path, engine, data))
         recorder.set_state("finished")
     engine.close()
 

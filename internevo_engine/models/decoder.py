@@ -90,24 +90,8 @@ class FeedForward(nn.Module):
         self.w2 = nn.Linear(arch.ffn, arch.hidden, bias=False)
 
     def forward(self, x_PE: Tensor) -> Tensor:
-        return self.w2(SwiGLU.apply(self.w13(x_PE)))
-
-
-class SwiGLU(torch.autograd.Function):
-    """silu(gate) * up of [P, 2F]. Keeps its input alone: silu(gate) is computed again in the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate_up)
-        gate_PF, up_PF = gate_up.chunk(2, dim=-1)
-        return F.silu(gate_PF) * up_PF
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (grad_PF,), (gate_up,) = grads, ctx.saved_tensors
-        gate_PF, up_PF = gate_up.chunk(2, dim=-1)
-        grad_gate_PF = torch.ops.aten.silu_backward(grad_PF * up_PF, gate_PF)
-        return torch.cat((grad_gate_PF, grad_PF * F.silu(gate_PF)), dim=-1)
+        gate_PF, up_PF = self.w13(x_PE).chunk(2, dim=-1)
+        return self.w2(F.silu(gate_PF) * up_PF)
 
 
 class Rope(nn.Module):

@@ -1,19 +1,25 @@
-"""plan: Hybrid-ZeRO group sizes. Parameters and gradients are whole on every rank; optimizer states have a group of
-their own, so that the refresh after an update can stay inside a host (InternEvo's headline setting 1/1/8)."""
+"""plan: Hybrid-ZeRO group sizes, as numbers. Each state has a group of its own, so that the refresh after an update can
+stay inside a host while gradients are reduced over all (InternEvo's headline setting 1/1/8)."""
 
-from internevo_engine.errors import PlanError
+from dataclasses import dataclass
+
+from internevo_engine.config.schema import ZeroConfig
 from internevo_engine.plan.topology import Topology
-from internevo_engine.units import divisors, one_of
 
 
-def group_size(asked: int | str, topology: Topology, *, key: str) -> int:
-    """Number of ranks that share one state.
+@dataclass(frozen=True)
+class GroupSizes:
+    """Ranks that share one copy of a state."""
 
-    Raises:
-        PlanError: the size does not divide the world.
-    """
+    param: int
+    grad: int
+    optim: int
+
+    def __str__(self) -> str:
+        return f"P {self.param} | G {self.grad} | OS {self.optim}"
+
+
+def group_sizes(zero: ZeroConfig, topology: Topology) -> GroupSizes:
+    """The names in `zero` as numbers of ranks; plan/levels.py checks that each divides the next."""
     named = {"node": topology.ranks_per_host, "world": topology.world}
-    size = named[asked] if isinstance(asked, str) else asked
-    if topology.world % size:
-        raise PlanError(f"{key}={size} does not divide world={topology.world}; use {one_of(divisors(topology.world))}")
-    return size
+    return GroupSizes(*(size if isinstance(size, int) else named[size] for _, size in zero))

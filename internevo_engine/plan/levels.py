@@ -7,7 +7,7 @@ rank owns the one numbered by its digit; so the P slice holds the G slice, which
 collective is a plain rank-ordered one over one level.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import prod
 
@@ -65,18 +65,31 @@ def _near_part(state: State, size: int, stride: int, ranks_per_host: int) -> int
     return near
 
 
-def owned_slice(rank: int, levels: tuple[Level, ...], state: State, numel: int) -> tuple[int, int]:
+def owned_slice(rank: int, levels: Sequence[Level], state: State, numel: int) -> tuple[int, int]:
     """(offset, length), in elements, of what a rank holds of a bucket of `numel` in the given state.
 
     Raises:
         PlanError: the bucket can't be cut evenly.
     """
-    cutting = [level for level in levels if level.state != "R" and STATES.index(level.state) <= STATES.index(state)]
-    shards = prod(level.size for level in cutting)
+    return cut(rank, levels_of(levels, STATES[: STATES.index(state) + 1]), numel)
+
+
+def levels_of(levels: Sequence[Level], states: Sequence[State]) -> tuple[Level, ...]:
+    """The levels along which these states are cut; R cuts nothing."""
+    return tuple(level for level in levels if level.state in states and level.state != "R")
+
+
+def cut(rank: int, levels: Sequence[Level], numel: int) -> tuple[int, int]:
+    """(offset, length) of the slice that is left to a rank after cutting `numel` elements along each of the levels.
+
+    Raises:
+        PlanError: they can't be cut evenly.
+    """
+    shards = prod(level.size for level in levels)
     if numel % shards:
         raise PlanError(f"a bucket of {numel} elements can't be cut into {shards} equal slices; pad it to a multiple")
     offset, length = 0, numel
-    for level in cutting:
+    for level in levels:
         length //= level.size
         offset += length * level.digit(rank)
     return offset, length

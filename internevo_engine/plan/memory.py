@@ -1,14 +1,17 @@
 """plan: memory of one rank, forecast in bytes before anything is allocated.
 
-States are exact: the runtime allocates these very buffers. Activations count what autograd keeps for the backward
-pass of models/decoder.py (tests/plan/test_memory.py compares with what it really keeps).
+States are exact: the runtime allocates these very buffers. So are activations for graph.mode=graph: they are what a
+captured step of models/decoder.py keeps (tests/plan/test_memory.py). Eager autograd keeps somewhat more, and gathered
+parameters and packed gradients of a few buckets come on top where states are sharded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from internevo_engine.config.schema import ModelConfig
+from internevo_engine.config.schema import Config, ModelConfig, RecomputeBudget
+from internevo_engine.plan.hybrid_zero import GroupSizes
 
+Recompute = str | float | RecomputeBudget
 DTYPE_BYTES = {"fp32": 4, "bf16": 2}
 PROCESS_BYTES = {"cpu": 400_000_000, "cuda": 1_500_000_000}
 """Interpreter and libraries; on CUDA the context and NCCL's buffers (not measured by us: a round figure)."""
@@ -35,39 +38,59 @@ class MemoryForecast:
 
 
 def forecast_memory(
-    model: ModelConfig, bucket_numels: Sequence[int], *, dtype: str, optim_group: int, num_tokens: int, device: str
+    config: Config, bucket_numels: Sequence[int], *, dtype: str, sizes: GroupSizes, device: str
 ) -> MemoryForecast:
     """Forecast for one rank.
 
     Args:
         bucket_numels: padded elements of each flat bucket.
         dtype: 'fp32' or 'bf16', of parameters and activations.
-        optim_group: ranks that share the optimizer states.
-        num_tokens: tokens in one micro-batch.
+        sizes: ranks that share one copy of each state.
     """
-    numel, size = sum(bucket_numels), DTYPE_BYTES[dtype]
+    numel, size, num_tokens = sum(bucket_numels), DTYPE_BYTES[dtype], config.micro_batch_tokens
+    sum_shards = sizes.optim if config.comm.reduction == "ordered" else sizes.grad
     has_own_master = dtype != "fp32"  # an fp32 parameter is its own master
     return MemoryForecast(
-        parameters=numel * size,
-        gradients=numel * 4,
-        optimizer=numel // optim_group * (8 + 4 * has_own_master),
-        activations=num_tokens * saved_bytes_per_token(model, size, device),
-        logits=num_tokens * model.vocab * (size + 4),  # logits and their fp32 log-softmax
+        parameters=numel // sizes.param * size,
+        gradients=numel // sum_shards * 4,
+        optimizer=numel // sizes.optim * (8 + 4 * has_own_master),
+        activations=_activations(config, size),
+        logits=num_tokens * config.model.vocab * (size + 4),  # logits and their fp32 log-softmax
         process=PROCESS_BYTES[device],
     )
 
 
-def saved_bytes_per_token(model: ModelConfig, size: int, device: str) -> int:
-    """Activations kept for the backward pass, without recomputation, logits excluded.
+def _activations(config: Config, size: int) -> int:
+    recompute = config.graph.recompute
+    kept = int(config.micro_batch_tokens * kept_bytes_per_token(config.model, size, recompute))
+    return min(kept, int(recompute.budget_gb * 1e9)) if isinstance(recompute, RecomputeBudget) else kept
 
-    The CUDA row follows from the kernels there (a fused RMSNorm keeps its input, flash attention's output is not
-    copied); nobody of us has measured it.
+
+def kept_bytes_per_token(model: ModelConfig, size: int, recompute: Recompute) -> float:
+    """Activations kept from forward to backward of a captured step, logits excluded: what StepGraph.kept_bytes finds.
+
+    Args:
+        size: bytes of one element in the compute dtype.
+        recompute: graph.recompute; a fraction repeats that share of the layers, a budget keeps at most itself.
     """
-    hidden, kv = model.hidden, model.num_kv_heads * model.head_dim
-    norm = {"cpu": (8 + size) * hidden, "cuda": 2 * size * hidden}[device] + 4  # cpu: fp32 input and normed input
-    attention_inputs = (hidden + kv) + (hidden + 2 * kv)  # turned q and k; v as a view of the whole projection
-    attention_outputs = {"cpu": 2 * hidden, "cuda": hidden}[device]
-    attention = (attention_inputs + attention_outputs) * size + 4 * model.heads  # and the log-sum-exp
-    feed_forward = 3 * model.ffn * size  # gate and up, their product
-    rope_and_tokens = 2 * model.head_dim * size + 8
-    return model.layers * (2 * norm + attention + feed_forward) + norm + rope_and_tokens
+    if isinstance(recompute, float):
+        repeated = round(recompute * model.layers)
+        return repeated * _layer_bytes(model, size)["full"] + kept_bytes_per_token(
+            model.model_copy(update={"layers": model.layers - repeated}), size, "none"
+        )
+    policy = recompute if isinstance(recompute, str) else "none"
+    rope = 2 * model.head_dim * size
+    return model.layers * _layer_bytes(model, size)[policy] + rope
+
+
+def _layer_bytes(model: ModelConfig, size: int) -> Mapping[str, int]:
+    """What a layer keeps for a token: full, its input; selective, products and attention too; none, all between."""
+    hidden, kv, ffn = model.hidden, model.num_kv_heads * model.head_dim, model.ffn
+    log_sum_exp, inverse_norms = 4 * model.heads, 8  # fp32
+    products = (hidden + 2 * kv) + hidden + hidden + 2 * ffn  # qkv, attention, its projection, gate and up
+    between = hidden + hidden + (hidden + kv) + ffn  # two normed inputs, turned q and k, gate times up
+    return {
+        "full": hidden * size,
+        "selective": (hidden + products) * size + log_sum_exp,
+        "none": (hidden + products + between) * size + log_sum_exp + inverse_norms,
+    }

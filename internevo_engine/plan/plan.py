@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass
 from internevo_engine import _core
 from internevo_engine.config.schema import Config, ModelConfig
 from internevo_engine.errors import MemoryNeededError
-from internevo_engine.plan.hybrid_zero import group_size
+from internevo_engine.plan.hybrid_zero import GroupSizes, group_sizes
+from internevo_engine.plan.levels import levels
 from internevo_engine.plan.memory import MemoryForecast, forecast_memory
 from internevo_engine.plan.params import Param
 from internevo_engine.plan.topology import Topology
+from internevo_engine.program import Level
 from internevo_engine.units import format_bytes, format_count
 
 USABLE_SHARE = 0.94
@@ -28,8 +30,10 @@ class Plan:
     params: tuple[Param, ...]
     dtype: str
     """'fp32' or 'bf16': parameters and computation."""
-    optim_group: int
-    """Neighbouring ranks that share one copy of the optimizer states."""
+    sizes: GroupSizes
+    """Neighbouring ranks that share one copy of each state."""
+    levels: tuple[Level, ...]
+    """The sizes as digits of a rank, inside hosts and between them; every collective runs over one of them."""
     buckets: tuple[_core.Bucket, ...]
     """Flat buffers in the order in which gradients appear: the last layers first."""
     memory: MemoryForecast
@@ -37,6 +41,11 @@ class Plan:
     @property
     def num_params(self) -> int:
         return sum(param.numel for param in self.params)
+
+    @property
+    def sum_shards(self) -> int:
+        """Ranks over which summed gradients are cut while they accumulate: `ordered` reduces each micro-batch whole."""
+        return self.sizes.optim if self.config.comm.reduction == "ordered" else self.sizes.grad
 
     @property
     def micro_batches_per_step(self) -> int:
@@ -59,22 +68,17 @@ def make_plan(config: Config, params: Sequence[Param], topology: Topology) -> Pl
         PlanError: group sizes that don't fit the number of ranks.
     """
     dtype = resolve_dtype(config.model, topology.device)
-    optim_group = group_size(config.zero.optim, topology, key="zero.optim")
+    sizes = group_sizes(config.zero, topology)
+    digits = levels(sizes.param, sizes.grad, sizes.optim, topology.world, topology.ranks_per_host)
     decayed = {param.name: config.optim.decay == "all" or param.is_matrix for param in params}
     buckets = _core.make_buckets(
         [_core.Param(param.numel, param.layer, decayed[param.name]) for param in params],
         target_bytes=int(config.comm.bucket_mb * 1e6),
-        num_shards=optim_group,
+        num_shards=sizes.optim,
     )
-    memory = forecast_memory(
-        config.model,
-        [bucket.numel for bucket in buckets],
-        dtype=dtype,
-        optim_group=optim_group,
-        num_tokens=config.micro_batch_tokens,
-        device=topology.device,
-    )
-    return Plan(config, topology, tuple(params), dtype, optim_group, tuple(buckets), memory)
+    numels = [bucket.numel for bucket in buckets]
+    memory = forecast_memory(config, numels, dtype=dtype, sizes=sizes, device=topology.device)
+    return Plan(config, topology, tuple(params), dtype, sizes, digits, tuple(buckets), memory)
 
 
 def resolve_dtype(model: ModelConfig, device: str) -> str:
@@ -143,7 +147,7 @@ def describe(plan: Plan) -> str:
     head = [
         ("model", f"{config.model.family}, {format_count(plan.num_params)} parameters, {plan.dtype}"),
         ("ranks", where),
-        ("shards", f"P 1 | G 1 | OS {plan.optim_group} (ranks that share one copy of the state)"),
+        ("shards", f"{plan.sizes} (ranks that share one copy of the state)"),
         (
             "batch",
             f"{config.data.micro_batch} x {config.data.seq_len} tokens x {config.data.grad_accum} micro-batches "

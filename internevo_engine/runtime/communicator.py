@@ -1,11 +1,11 @@
-"""runtime: the only file through which bytes leave a rank, besides the gradient buckets in csrc/runtime.
+"""runtime: the process groups of a job, and the few exchanges outside a Program.
 
 Everything goes through torch.distributed, so its watchdog, flight recorder and gloo stay usable.
 """
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 from internevo_engine.errors import LostRankError
-from internevo_engine.plan.topology import groups
+from internevo_engine.plan.levels import cut
+from internevo_engine.program import Lane, Level
 from internevo_engine.runtime.launch import ALONE, Place
 
 JOIN_TIMEOUT = timedelta(minutes=10)
@@ -22,22 +23,32 @@ JOIN_TIMEOUT = timedelta(minutes=10)
 
 
 class Communicator:
-    """The ranks of a job: the world, and this rank's group of optimizer-state owners."""
+    """The ranks of a job: the world, and this rank's group of every level.
 
-    def __init__(self, place: Place, device: torch.device, optim_group: int) -> None:
-        self.rank, self.world, self.device = place.rank, place.world, device
-        self.optim_rank, self.optim_group_size = place.rank % optim_group, optim_group
-        self._optim_group: dist.ProcessGroup | None = None
-        if self.world > 1 and optim_group > 1:
-            ranks = [list(group) for group in groups(self.world, optim_group)]
-            group, _ = dist.new_subgroups_by_enumeration(ranks)
-            assert isinstance(group, dist.ProcessGroup), "every rank is in one group"
-            self._optim_group = group
+    A level has two groups, one for the gather lane and one for its link's lane, so that an all-gather and a
+    reduce-scatter over the same ranks don't wait for each other.
+    """
+
+    def __init__(self, place: Place, device: torch.device, levels: Sequence[Level]) -> None:
+        self.rank, self.world, self.device, self.levels = place.rank, place.world, device, tuple(levels)
+        lanes: list[tuple[Lane, Level]] = [(lane, level) for level in levels for lane in _lanes_of(level)]
+        self._store = _own_store(place) if self.world > 1 else None
+        self._groups: dict[tuple[Lane, str], dist.ProcessGroup] = {
+            (lane, level.name): _own_group(level.groups(self.world)) for lane, level in lanes
+        }
 
     @property
-    def world_group_name(self) -> str:
-        """Name under which C++ finds the world's process group; '' in a world of one."""
-        return dist.group.WORLD.group_name if self.world > 1 and dist.group.WORLD else ""
+    def group_names(self) -> Mapping[tuple[Lane, str], str]:
+        """Names under which C++ finds the process groups, by lane and level; 'all' is the world."""
+        names = {key: str(group.group_name) for key, group in self._groups.items()}
+        if self.world > 1 and dist.group.WORLD is not None:
+            names["optimizer", "all"] = dist.group.WORLD.group_name
+        return names
+
+    @property
+    def backend(self) -> str:
+        """Name of the world's torch.distributed backend; '' in a world of one."""
+        return dist.get_backend() if self.world > 1 else ""
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over all ranks, in place."""
@@ -46,34 +57,43 @@ class Communicator:
                 dist.all_reduce(values)
         return values
 
-    def gather_shards(self, flat: torch.Tensor) -> None:
-        """Fill `flat`, of which every rank of the optimizer-state group holds its own slice, in place."""
-        if self._optim_group is not None:
-            with self.peers_named():
-                dist.all_gather_into_tensor(flat, self.own_slice(flat).clone(), group=self._optim_group)
+    def all_gather(self, flat: torch.Tensor, level: Level) -> None:
+        """Fill `flat`, of which each rank of the level's group holds the slice of its digit, in place."""
+        group = self._groups["gather", level.name]
+        own = flat.chunk(level.size)[level.digit(self.rank)]
+        with self.peers_named():
+            dist.all_gather_single(flat, own.clone(), group=group)
 
-    def own_slice(self, flat: torch.Tensor) -> torch.Tensor:
-        """This rank's slice of a flat buffer that is sharded over the optimizer-state group; a view."""
-        size = flat.numel() // self.optim_group_size
-        return flat.narrow(0, self.optim_rank * size, size)
+    def fill(self, flat: torch.Tensor, levels: Sequence[Level]) -> None:
+        """Complete `flat`, of which this rank holds the slice cut along `levels`, in place."""
+        for number in reversed(range(len(levels))):
+            offset, length = cut(self.rank, levels[:number], flat.numel())
+            self.all_gather(flat.narrow(0, offset, length), levels[number])
+
+    def agree(self, name: str, value: str) -> list[str]:
+        """What each rank says under `name`, in the order of ranks."""
+        if self._store is None:
+            return [value]
+        with self.peers_named():
+            self._store.set(f"{name}/{self.rank}", value)
+            return [self._store.get(f"{name}/{rank}").decode() for rank in range(self.world)]
 
     def close(self) -> None:
         """Drop the groups: one that is alive when Python ends may abort, as its thread frees Python objects."""
-        self._optim_group = None
+        self._groups = {}
 
     @contextmanager
     def rank_0_first(self, name: str) -> Iterator[None]:
         """Run the block on rank 0 before the others, however long it takes there (tokenizing a corpus)."""
-        if self.world == 1:
+        if self._store is None:
             yield
             return
-        store = PrefixStore("internevo", _get_default_store())
         if self.rank == 0:
             yield
-            store.set(name, "done")
+            self._store.set(name, "done")
             return
         with self.peers_named():
-            while not store.check([name]):  # polled, not awaited in C++, so that Ctrl-C is heard
+            while not self._store.check([name]):  # polled, not awaited in C++, so that Ctrl-C is heard
                 time.sleep(0.2)
         yield
 
@@ -87,6 +107,23 @@ class Communicator:
                 f"rank {self.rank}: a collective failed: another rank ended or the network broke "
                 f"(see that rank's message); the backend says: {str(error).splitlines()[0]}"
             ) from error
+
+
+def _lanes_of(level: Level) -> tuple[Lane, Lane]:
+    return "gather", level.link
+
+
+def _own_store(place: Place) -> PrefixStore:
+    """Keys of this communicator alone: every rank makes its communicators in the same order, and counts them."""
+    store = PrefixStore("internevo", _get_default_store())
+    return PrefixStore(f"communicator {store.add(f'communicators of {place.rank}', 1)}", store)
+
+
+def _own_group(groups: Sequence[tuple[int, ...]]) -> dist.ProcessGroup:
+    """The new process group that this rank is in; every rank makes all of them."""
+    group, _ = dist.new_subgroups_by_enumeration([list(ranks) for ranks in groups])
+    assert isinstance(group, dist.ProcessGroup), "every rank is in one group"
+    return group
 
 
 @contextmanager

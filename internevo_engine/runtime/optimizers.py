@@ -20,16 +20,15 @@ class Shard:
     """fp32."""
     states: tuple[torch.Tensor, ...]
     """fp32, in the order of Optimizer.states."""
-    grad: torch.Tensor
-    """fp32 sum over all tokens of the step; `grad_scale` makes it the clipped mean."""
     param: torch.Tensor | None
     """The parameter in the compute dtype, written in the same pass; None where the master is the parameter."""
     decayed_numel: int
     """Weight decay applies to the elements before this one."""
 
 
-Update = Callable[[Shard, OptimConfig, torch.Tensor, float, int], None]
-"""(shard, config, gradient scale [1] fp32, learning rate, step counted from 1): one update, in place."""
+Update = Callable[[Shard, torch.Tensor, OptimConfig, torch.Tensor, float, int], None]
+"""(shard, its gradient summed over all tokens of the step, config, gradient scale [1] fp32, learning rate, step counted
+from 1): one update, in place. The scale makes the sum the clipped mean."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +40,16 @@ class Optimizer:
     update: Update
 
 
-def _adamw(shard: Shard, optim: OptimConfig, grad_scale: torch.Tensor, lr: float, step: int) -> None:
+def _adamw(
+    shard: Shard, grad: torch.Tensor, optim: OptimConfig, grad_scale: torch.Tensor, lr: float, step: int
+) -> None:
     exp_avg, exp_avg_sq = shard.states
     beta1, beta2 = optim.betas
     adamw_(
         shard.master,
         exp_avg,
         exp_avg_sq,
-        shard.grad,
+        grad,
         shard.param,
         grad_scale,
         decayed_numel=shard.decayed_numel,

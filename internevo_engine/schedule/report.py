@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from internevo_engine.program import KINDS, LANES, Lane, Program
 from internevo_engine.units import format_bytes, format_seconds
 
+LINE_WIDTH = 150
+
 
 @dataclass(frozen=True)
 class Span:
@@ -43,11 +45,15 @@ def bytes_sent(program: Program) -> dict[str, int]:
     return sent
 
 
+def _cut(line: str) -> str:
+    return line if len(line) <= LINE_WIDTH else f"{line[: LINE_WIDTH - 3]}..."
+
+
 def excerpt(program: Program) -> str:
-    """The first instruction of each kind and of each level, as printed: about ten lines."""
+    """The first instruction of each kind and of each level, as printed, long ones cut: about ten lines."""
     first = {(each.kind, each.level): number for number, each in reversed(list(enumerate(program.instructions)))}
     lines = program.text.splitlines()[-len(program.instructions) :]
-    return "\n".join(lines[number] for number in sorted(first.values()))
+    return "\n".join(_cut(lines[number]) for number in sorted(first.values()))
 
 
 def describe(program: Program) -> str:

@@ -20,7 +20,17 @@ def plan_of(name: str, *overrides: str, world: int = 8, ranks_per_host: int = 8,
 
 @pytest.mark.parametrize(("asked", "size"), [("node", 8), ("world", 64), ("1", 1), ("16", 16)])
 def test_group_sizes_are_numbers_or_names(asked, size):
-    assert plan_of("7B.yaml", f"zero.optim={asked}", world=64).optim_group == size
+    assert plan_of("7B.yaml", f"zero.optim={asked}", world=64).sizes.optim == size
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 8), (1, 8, 8), (8, 8, 8), (1, 4, 64), (8, 8, 64)])
+def test_each_state_is_cut_over_its_own_group(sizes):
+    p, g, o = sizes
+    plan = plan_of("7B.yaml", f"zero.param={p}", f"zero.grad={g}", f"zero.optim={o}", world=64)
+    numel = sum(bucket.numel for bucket in plan.buckets)
+    assert plan.memory.parameters == numel // p * 2
+    assert plan.memory.gradients == numel // g * 4
+    assert plan.memory.optimizer == numel // o * 12
 
 
 def test_a_group_that_does_not_divide_names_those_that_do():

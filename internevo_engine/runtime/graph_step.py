@@ -1,0 +1,157 @@
+"""runtime: graph.mode=graph, a step as one captured Program that C++ executes.
+
+Capture, schedule, agree, compile, execute: the stages meet here, once, before the first step. Then a step is one call.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from internevo_engine._core import Bucket
+from internevo_engine.errors import RanksDisagreeError
+from internevo_engine.graph.capture import capture
+from internevo_engine.graph.regions import compile_regions
+from internevo_engine.graph.run import batch_values
+from internevo_engine.graph.step_graph import Call, Runnable, StepGraph
+from internevo_engine.plan.plan import Plan
+from internevo_engine.program import Program
+from internevo_engine.runtime.communicator import Communicator
+from internevo_engine.runtime.executor import Bindings, Executor, OwnedState, ParamView
+from internevo_engine.runtime.optimizers import Optimizer, Shard
+from internevo_engine.runtime.sharded_state import ShardedState
+from internevo_engine.runtime.transfers import routes
+from internevo_engine.schedule.step_program import first_difference, recompute_of, step_program
+
+WIRES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class GraphStep:
+    """One update; the same call on every rank."""
+
+    @classmethod
+    def prepare(
+        cls,
+        model: torch.nn.Module,
+        loss_fn: Callable[..., Any],
+        plan: Plan,
+        communicator: Communicator,
+        *,
+        example: Any,
+        say: Callable[[str], None],
+    ) -> Callable[[ShardedState, Optimizer], "GraphStep"]:
+        """Everything that needs the model whole; what comes back makes the step of the sharded state.
+
+        Raises:
+            CaptureError: the model can't be captured whole.
+            RanksDisagreeError: this rank would execute another Program than rank 0.
+        """
+        graph = capture(model, loss_fn, example, recompute=recompute_of(plan.config.graph))
+        program = step_program(plan, graph)
+        agree_on(program, communicator)
+        compiled = compile_regions(graph, plan.config.graph.compile, say)
+        return partial(cls, graph, program, compiled, plan, communicator)
+
+    def __init__(
+        self,
+        graph: StepGraph,
+        program: Program,
+        compiled: Mapping[str, Runnable],
+        plan: Plan,
+        communicator: Communicator,
+        state: ShardedState,
+        optimizer: Optimizer,
+    ) -> None:
+        self.graph, self.program, self._communicator = graph, program, communicator
+        bindings = Bindings(
+            rank=communicator.rank,
+            regions={call.name: bind(graph, call, compiled[call.region.name]) for call in graph.calls},
+            call_params=parameter_views(graph, plan),
+            grad_offsets=[_gradient_offsets(graph, bucket, plan) for bucket in plan.buckets],
+            buffers=_persistent(program, state),
+            owned=[_owned(shard, optimizer) for shard in state.shards],
+            groups=communicator.group_names,
+            wire=WIRES[plan.config.comm.wire],
+            routes=routes(communicator.backend, plan.config.comm.reduction, WIRES[plan.config.comm.wire]),
+        )
+        self._executor = Executor(program, bindings, plan.config.optim)
+
+    def __call__(self, micro_batches: Sequence[Any], *, lr: float, step: int, stop: bool) -> list[float]:
+        """Loss sum, valid tokens, stop requests and squared gradient norm, over all ranks.
+
+        Nothing is updated where these are not finite or no token is valid.
+        """
+        inputs = [_named(batch_values(self.graph, batch)) for batch in micro_batches]
+        return self._executor.step(inputs, lr=lr, step=step, stop=stop).tolist()
+
+    def close(self) -> None:
+        """End the lanes' threads and let go of the process groups."""
+        self._executor.close()
+
+
+def parameter_views(graph: StepGraph, plan: Plan) -> dict[str, list[ParamView]]:
+    """For each call, where the parameters lie that its region takes after the values."""
+    view_of = {
+        plan.params[param].name: ParamView(number, offset, plan.params[param].shape)
+        for number, bucket in enumerate(plan.buckets)
+        for param, offset in zip(bucket.params, bucket.offsets, strict=True)
+    }
+    return {call.name: [view_of[name] for name in call.inputs if name in view_of] for call in graph.calls}
+
+
+def _gradient_offsets(graph: StepGraph, bucket: Bucket, plan: Plan) -> list[int]:
+    places = zip(bucket.params, bucket.offsets, strict=True)
+    return [offset for param, offset in places if plan.params[param].name in graph.gradients]
+
+
+def _persistent(program: Program, state: ShardedState) -> dict[str, torch.Tensor]:
+    tensors = {f"{kind}[{number}]": flat for kind in ("param", "pshard") for number, flat in enumerate(state.held)}
+    tensors |= {f"gsum[{number}]": flat for number, flat in enumerate(state.sums)}
+    return {
+        buffer.name: tensors[buffer.name] for buffer in program.buffers if buffer.persistent and buffer.name in tensors
+    }
+
+
+def _owned(shard: Shard, optimizer: Optimizer) -> OwnedState:
+    states = dict(zip(optimizer.states, shard.states, strict=True))
+    return OwnedState(shard.master, **states, param=shard.param, decayed_numel=shard.decayed_numel)
+
+
+def _named(values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"%{name}": tensor for name, tensor in values.items()}
+
+
+def bind(graph: StepGraph, call: Call, compiled: Runnable) -> Runnable:
+    """A region as the Program calls it: the values it reads, then its parameters; constants are bound."""
+    parameters = set(graph.parameters)
+    reads = [name for name in call.inputs if name not in parameters and name not in graph.constants]
+    given = [*reads, *(name for name in call.inputs if name in parameters)]
+    if given == list(call.inputs):
+        return compiled
+    place = {name: index for index, name in enumerate(given)}
+    constants = [graph.constants.get(name) for name in call.inputs]
+    order = [place.get(name, -1) for name in call.inputs]
+
+    def run(*operands: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return compiled(*(operands[i] if i >= 0 else c for i, c in zip(order, constants, strict=True)))
+
+    return run
+
+
+def agree_on(program: Program, communicator: Communicator) -> None:
+    """Compare Programs through the store, before any data moves.
+
+    Raises:
+        RanksDisagreeError: this rank's Program is not rank 0's.
+    """
+    hashes = communicator.agree("program hash", program.hash)
+    if len(set(hashes)) == 1:
+        return
+    texts = communicator.agree("program text", program.text)
+    others = [rank for rank, found in enumerate(hashes) if found != hashes[communicator.rank]]
+    difference = first_difference(program.text, texts[others[0]])
+    raise RanksDisagreeError(
+        f"rank {communicator.rank} would run another Program than rank {others[0]}: {difference}; "
+        "start all ranks with the same config, code and torch"
+    )

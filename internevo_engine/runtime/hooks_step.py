@@ -1,0 +1,144 @@
+"""runtime: graph.mode=hooks, a step of eager autograd. For models that can't be captured whole, and for bisection.
+
+Forward and backward fill gradient buckets (csrc/runtime/grad_buckets.h), which are all-reduced while the backward pass
+goes on; then every rank updates its slice of the optimizer states and the slices are gathered. Parameters and gradients
+are whole on every rank: the plan refuses other sizes in this mode.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import isfinite, sqrt
+from typing import Any
+
+import torch
+
+from internevo_engine.config.schema import OptimConfig
+from internevo_engine.errors import PlanError
+from internevo_engine.plan.levels import cut, levels_of
+from internevo_engine.plan.plan import Plan
+from internevo_engine.runtime.communicator import Communicator
+from internevo_engine.runtime.extension import GradBuckets, square_sum
+from internevo_engine.runtime.optimizers import Optimizer
+from internevo_engine.runtime.sharded_state import ShardedState
+
+LossFunction = Callable[[torch.nn.Module, Any], tuple[torch.Tensor, torch.Tensor]]
+
+
+def clipped_mean(optim: OptimConfig, count: float, squares: float) -> float:
+    """What makes the summed gradient its clipped mean, as torch.nn.utils.clip_grad_norm_ clips."""
+    norm = sqrt(squares) / count
+    return (min(1.0, optim.clip / (norm + 1e-6)) if optim.clip else 1.0) / count
+
+
+class HooksStep:
+    """One update; the same call on every rank."""
+
+    @classmethod
+    def prepare(
+        cls,
+        model: torch.nn.Module,
+        loss_fn: LossFunction,
+        plan: Plan,
+        communicator: Communicator,
+        *,
+        example: Any,
+        say: Callable[[str], None],
+    ) -> Callable[[ShardedState, Optimizer], "HooksStep"]:
+        """What makes the step of the sharded state; nothing has to be captured.
+
+        Raises:
+            PlanError: the plan shards parameters or gradients, or asks for ordered reduction.
+        """
+        refuse_what_hooks_can_not_do(plan)
+        return partial(cls, model, loss_fn, plan, communicator)
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        loss_fn: LossFunction,
+        plan: Plan,
+        communicator: Communicator,
+        state: ShardedState,
+        optimizer: Optimizer,
+    ) -> None:
+        self._model, self._loss_fn, self._communicator = model, loss_fn, communicator
+        self._optim, self._state, self._optimizer = plan.config.optim, state, optimizer
+        owned = levels_of(plan.levels, ["OS"])
+        self._grads = [flat.narrow(0, *cut(communicator.rank, owned, flat.numel())) for flat in state.sums]
+        self._replicas = plan.topology.world // plan.sizes.optim
+        self._buckets = _grad_buckets(state, plan, communicator)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        self._hooks = [p.register_post_accumulate_grad_hook(self._hook(i)) for i, p in enumerate(parameters)]
+
+    def __call__(self, micro_batches: Sequence[Any], *, lr: float, step: int, stop: bool) -> list[float]:
+        """Loss sum, valid tokens, stop requests and squared gradient norm, over all ranks.
+
+        Nothing is updated where these are not finite or no token is valid.
+        """
+        totals = torch.zeros(4, dtype=torch.float64, device=self._communicator.device)
+        totals[2] = stop
+        for number, batch in enumerate(micro_batches, start=1):
+            self._buckets.begin(last=number == len(micro_batches))
+            loss, count = self._loss_fn(self._model, batch)
+            loss.backward()
+            totals[0] += loss.detach()
+            totals[1] += count
+        with self._communicator.peers_named():
+            self._buckets.finish()
+        for grad in self._grads:
+            totals[3] += square_sum(grad) / self._replicas
+        summed = self._communicator.sum(totals).tolist()
+        if summed[1] and all(map(isfinite, summed)):
+            self._update(clipped_mean(self._optim, summed[1], summed[3]), lr, step)
+        return summed
+
+    @torch.no_grad()
+    def _update(self, scale: float, lr: float, step: int) -> None:
+        grad_scale = torch.tensor([scale], dtype=torch.float32, device=self._communicator.device)
+        for shard, grad in zip(self._state.shards, self._grads, strict=True):
+            self._optimizer.update(shard, grad, self._optim, grad_scale, lr, step)
+        self._state.refresh()
+
+    def close(self) -> None:
+        """Let go of the model and of the process group."""
+        for hook in self._hooks:
+            hook.remove()
+        del self._buckets
+
+    def _hook(self, index: int) -> Callable[[torch.Tensor], None]:
+        def add(parameter: torch.Tensor) -> None:
+            assert parameter.grad is not None
+            self._buckets.add(index, parameter.grad)
+            parameter.grad = None
+
+        return add
+
+
+def refuse_what_hooks_can_not_do(plan: Plan) -> None:
+    """Whole parameters and gradients, the backend's sums.
+
+    Raises:
+        PlanError: naming the key to change.
+    """
+    asked = {
+        "zero.param": (plan.sizes.param, 1),
+        "zero.grad": (plan.sizes.grad, 1),
+        "comm.reduction": (plan.config.comm.reduction, "fast"),
+    }
+    for key, (found, allowed) in asked.items():
+        if found != allowed:
+            raise PlanError(f"{key}={found} needs graph.mode=graph; with graph.mode=hooks use {key}={allowed}")
+
+
+def _grad_buckets(state: ShardedState, plan: Plan, communicator: Communicator) -> GradBuckets:
+    bucket_of = {param: number for number, bucket in enumerate(plan.buckets) for param in bucket.params}
+    offset_of = {p: o for bucket in plan.buckets for p, o in zip(bucket.params, bucket.offsets, strict=True)}
+    order = range(len(plan.params))
+    return GradBuckets(
+        state.sums,
+        bucket_of_param=[bucket_of[index] for index in order],
+        offset_of_param=[offset_of[index] for index in order],
+        numel_of_param=[param.numel for param in plan.params],
+        group_name=communicator.group_names.get(("optimizer", "all"), ""),
+        overlap=plan.config.comm.overlap,
+    )

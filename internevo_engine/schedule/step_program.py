@@ -1,0 +1,49 @@
+"""schedule: the Program of a plan and a captured step, the one that every rank makes for itself and compares."""
+
+from internevo_engine.config.schema import GraphConfig, RecomputeBudget
+from internevo_engine.graph.recompute import MemoryBudget, Recompute
+from internevo_engine.graph.step_graph import StepGraph
+from internevo_engine.plan.memory import DTYPE_BYTES
+from internevo_engine.plan.plan import Plan
+from internevo_engine.program import Program
+from internevo_engine.schedule.costs import MODELLED, CostTable
+from internevo_engine.schedule.lower import lower
+from internevo_engine.schedule.make_program import make_header, make_program
+
+
+def step_program(plan: Plan, graph: StepGraph) -> Program:
+    """Schedule one step of `plan`. Pure: equal plans and graphs give an equal Program on every rank.
+
+    Raises:
+        ProgramError: the checker refuses the result.
+    """
+    spec = lower(graph)
+    header = make_header(
+        spec,
+        plan.buckets,
+        plan.levels,
+        world=plan.topology.world,
+        micro_batches=plan.config.data.grad_accum,
+        mode=plan.config.comm.reduction,
+        param_bytes=DTYPE_BYTES[plan.dtype],
+    )
+    return make_program(header, spec, cost_table(plan), overlap=plan.config.comm.overlap)
+
+
+def recompute_of(graph: GraphConfig) -> Recompute:
+    """graph.recompute as capture takes it."""
+    asked = graph.recompute
+    return MemoryBudget(int(asked.budget_gb * 1e9)) if isinstance(asked, RecomputeBudget) else asked
+
+
+def cost_table(plan: Plan) -> CostTable:
+    """Modelled rates of the kind of device that the plan is for; nothing is measured."""
+    return MODELLED[{"cpu": "cpu", "cuda": "a100"}[plan.topology.device]]
+
+
+def first_difference(mine: str, other: str) -> str:
+    """The first line in which the texts of two Programs part."""
+    for number, (left, right) in enumerate(zip(mine.splitlines(), other.splitlines(), strict=False), start=1):
+        if left != right:
+            return f"line {number}: {' '.join(left.split())!r} here, {' '.join(right.split())!r} there"
+    return f"{len(mine.splitlines())} lines here, {len(other.splitlines())} there"
