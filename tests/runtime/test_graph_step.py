@@ -12,7 +12,7 @@ from tests.schedule.synthetic import tiny_program
 
 def compare(place: Place, differs: bool) -> str:
     """What a rank says when rank 1 may have another schedule."""
-    program, _ = tiny_program((1, 1, 2, 2), overlap=not (differs and place.rank == 1))
+    program = tiny_program((1, 1, 2, 2), overlap=not (differs and place.rank == 1))
     communicator = Communicator(place, torch.device("cpu"), program.levels)
     try:
         agree_on(program, communicator)
@@ -35,7 +35,7 @@ def test_a_different_program_is_named_by_its_first_instruction(tmp_path):
 
 
 def test_one_rank_always_agrees():
-    program, _ = tiny_program((1, 1, 1, 1))
+    program = tiny_program((1, 1, 1, 1))
     agree_on(program, Communicator(ALONE, torch.device("cpu"), program.levels))
 
 
