@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from internevo_engine import _core
 from internevo_engine.config.schema import Config, ModelConfig
-from internevo_engine.errors import MemoryNeededError
+from internevo_engine.errors import MemoryNeededError, PlanError
 from internevo_engine.plan.hybrid_zero import GroupSizes, group_sizes
 from internevo_engine.plan.levels import levels
 from internevo_engine.plan.memory import MemoryForecast, forecast_memory
@@ -65,10 +65,12 @@ def make_plan(config: Config, params: Sequence[Param], topology: Topology) -> Pl
         params: the parameter table, in forward order.
 
     Raises:
-        PlanError: group sizes that don't fit the number of ranks.
+        PlanError: group sizes that don't fit the number of ranks, or what graph.mode=hooks can't do.
     """
     dtype = resolve_dtype(config.model, topology.device)
     sizes = group_sizes(config.zero, topology)
+    if config.graph.mode == "hooks":
+        _refuse_what_hooks_can_not_do(config, sizes)
     digits = levels(sizes.param, sizes.grad, sizes.optim, topology.world, topology.ranks_per_host)
     decayed = {param.name: config.optim.decay == "all" or param.is_matrix for param in params}
     buckets = _core.make_buckets(
@@ -79,6 +81,18 @@ def make_plan(config: Config, params: Sequence[Param], topology: Topology) -> Pl
     numels = [bucket.numel for bucket in buckets]
     memory = forecast_memory(config, numels, dtype=dtype, sizes=sizes, device=topology.device)
     return Plan(config, topology, tuple(params), dtype, sizes, digits, tuple(buckets), memory)
+
+
+def _refuse_what_hooks_can_not_do(config: Config, sizes: GroupSizes) -> None:
+    """Eager autograd has whole parameters and gradients and the backend's sums."""
+    asked = {
+        "zero.param": (sizes.param, 1),
+        "zero.grad": (sizes.grad, 1),
+        "comm.reduction": (config.comm.reduction, "fast"),
+    }
+    for key, (found, allowed) in asked.items():
+        if found != allowed:
+            raise PlanError(f"{key}={found} needs graph.mode=graph; with graph.mode=hooks use {key}={allowed}")
 
 
 def resolve_dtype(model: ModelConfig, device: str) -> str:

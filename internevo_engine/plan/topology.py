@@ -1,6 +1,5 @@
 """plan: what the ranks are and where they stand. Pure numbers; who fills them in is runtime/machine.py or --gpus."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from internevo_engine.errors import PlanError
@@ -27,8 +26,3 @@ class Topology:
     @property
     def num_hosts(self) -> int:
         return self.world // self.ranks_per_host
-
-
-def groups(world: int, size: int) -> Sequence[Sequence[int]]:
-    """Groups of `size` neighbouring ranks: groups(4, 2) -> [range(0, 2), range(2, 4)]."""
-    return [range(first, first + size) for first in range(0, world, size)]

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from internevo_engine.config.schema import OptimConfig
-from internevo_engine.errors import PlanError
 from internevo_engine.plan.levels import cut, levels_of
 from internevo_engine.plan.plan import Plan
 from internevo_engine.runtime.communicator import Communicator
@@ -44,12 +43,7 @@ class HooksStep:
         example: Any,
         say: Callable[[str], None],
     ) -> Callable[[ShardedState, Optimizer], "HooksStep"]:
-        """What makes the step of the sharded state; nothing has to be captured.
-
-        Raises:
-            PlanError: the plan shards parameters or gradients, or asks for ordered reduction.
-        """
-        refuse_what_hooks_can_not_do(plan)
+        """What makes the step of the sharded state; nothing has to be captured."""
         return partial(cls, model, loss_fn, plan, communicator)
 
     def __init__(
@@ -112,22 +106,6 @@ class HooksStep:
             parameter.grad = None
 
         return add
-
-
-def refuse_what_hooks_can_not_do(plan: Plan) -> None:
-    """Whole parameters and gradients, the backend's sums.
-
-    Raises:
-        PlanError: naming the key to change.
-    """
-    asked = {
-        "zero.param": (plan.sizes.param, 1),
-        "zero.grad": (plan.sizes.grad, 1),
-        "comm.reduction": (plan.config.comm.reduction, "fast"),
-    }
-    for key, (found, allowed) in asked.items():
-        if found != allowed:
-            raise PlanError(f"{key}={found} needs graph.mode=graph; with graph.mode=hooks use {key}={allowed}")
 
 
 def _grad_buckets(state: ShardedState, plan: Plan, communicator: Communicator) -> GradBuckets:

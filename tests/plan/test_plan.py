@@ -8,7 +8,7 @@ from internevo_engine.config.load import load_config
 from internevo_engine.errors import MemoryNeededError, PlanError
 from internevo_engine.models.families import parameters
 from internevo_engine.plan.plan import Plan, check_memory, describe, make_plan
-from internevo_engine.plan.topology import Topology, groups
+from internevo_engine.plan.topology import Topology
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -36,10 +36,6 @@ def test_each_state_is_cut_over_its_own_group(sizes):
 def test_a_group_that_does_not_divide_names_those_that_do():
     with pytest.raises(PlanError, match="zero.optim=6 does not divide world=8; use 1, 2, 4 or 8"):
         plan_of("7B.yaml", "zero.optim=6")
-
-
-def test_groups_are_neighbours():
-    assert [list(group) for group in groups(8, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
 def test_uneven_hosts_are_refused():
