@@ -23,15 +23,13 @@ from internevo_engine.loop.recorder import Recorder
 from internevo_engine.loop.report import last_words
 from internevo_engine.loop.stop import StopRequest, stop_on_signal
 from internevo_engine.models.families import parameters
-from internevo_engine.models.initialize import build
+from internevo_engine.models.initialize import TORCH_DTYPES, build
 from internevo_engine.models.loss import token_loss
 from internevo_engine.plan.plan import Plan, check_memory, make_plan
 from internevo_engine.runtime.communicator import Communicator, joined
 from internevo_engine.runtime.launch import ALONE, Place
 from internevo_engine.runtime.machine import Device, Machine, choose_device, local_topology, probe_machine
 from internevo_engine.units import format_count
-
-TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ depends on nothing else: not on the other parameters, the order, the number of r
 """
 
 import math
+from collections.abc import Mapping
 from hashlib import sha256
 
 import torch
@@ -13,6 +14,9 @@ from internevo_engine.config.schema import ModelConfig
 from internevo_engine.models.decoder import Decoder
 from internevo_engine.models.families import Architecture, architecture, parameters
 from internevo_engine.plan.params import Param
+
+TORCH_DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""By their names in the config."""
 
 
 def build(model: ModelConfig, seq_len: int, dtype: torch.dtype, device: torch.device, seed: int) -> Decoder:

@@ -15,6 +15,10 @@ class GroupSizes:
     grad: int
     optim: int
 
+    def summed(self, reduction: str) -> int:
+        """Ranks over which summed gradients are cut while they accumulate: `ordered` reduces each micro-batch whole."""
+        return self.optim if reduction == "ordered" else self.grad
+
     def __str__(self) -> str:
         return f"P {self.param} | G {self.grad} | OS {self.optim}"
 

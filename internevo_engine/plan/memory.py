@@ -48,11 +48,10 @@ def forecast_memory(
         sizes: ranks that share one copy of each state.
     """
     numel, size, num_tokens = sum(bucket_numels), DTYPE_BYTES[dtype], config.micro_batch_tokens
-    sum_shards = sizes.optim if config.comm.reduction == "ordered" else sizes.grad
     has_own_master = dtype != "fp32"  # an fp32 parameter is its own master
     return MemoryForecast(
         parameters=numel // sizes.param * size,
-        gradients=numel // sum_shards * 4,
+        gradients=numel // sizes.summed(config.comm.reduction) * 4,
         optimizer=numel // sizes.optim * (8 + 4 * has_own_master),
         activations=_activations(config, size),
         logits=num_tokens * config.model.vocab * (size + 4),  # logits and their fp32 log-softmax

@@ -43,11 +43,6 @@ class Plan:
         return sum(param.numel for param in self.params)
 
     @property
-    def sum_shards(self) -> int:
-        """Ranks over which summed gradients are cut while they accumulate: `ordered` reduces each micro-batch whole."""
-        return self.sizes.optim if self.config.comm.reduction == "ordered" else self.sizes.grad
-
-    @property
     def micro_batches_per_step(self) -> int:
         """Over all ranks."""
         return self.config.data.grad_accum * self.topology.world

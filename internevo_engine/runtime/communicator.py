@@ -103,10 +103,7 @@ class Communicator:
         try:
             yield
         except (RuntimeError, dist.DistError) as error:
-            raise LostRankError(
-                f"rank {self.rank}: a collective failed: another rank ended or the network broke "
-                f"(see that rank's message); the backend says: {str(error).splitlines()[0]}"
-            ) from error
+            raise lost_rank(self.rank, error) from error
 
 
 def _lanes_of(level: Level) -> tuple[Lane, Lane]:
@@ -124,6 +121,14 @@ def _own_group(groups: Sequence[tuple[int, ...]]) -> dist.ProcessGroup:
     group, _ = dist.new_subgroups_by_enumeration([list(ranks) for ranks in groups])
     assert isinstance(group, dist.ProcessGroup), "every rank is in one group"
     return group
+
+
+def lost_rank(rank: int, error: Exception) -> LostRankError:
+    """What a backend's failure in a collective means for the rank that sees it."""
+    return LostRankError(
+        f"rank {rank}: a collective failed: another rank ended or the network broke (see that rank's message); "
+        f"the backend says: {str(error).splitlines()[0]}"
+    )
 
 
 @contextmanager

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from internevo_engine.config.schema import OptimConfig
-from internevo_engine.errors import LostRankError
 from internevo_engine.program import Lane, Program
+from internevo_engine.runtime.communicator import lost_rank
 from internevo_engine.runtime.extension import load_extension
 from internevo_engine.runtime.transfers import Route
 
@@ -130,14 +130,14 @@ class Executor:
         try:
             return self._native.step(inputs_of(self._program, micro_batches), lr, step, stop)
         except dist.DistError as error:
-            raise _lost(self._bindings.rank, error) from error
+            raise lost_rank(self._bindings.rank, error) from error
 
     def refresh(self) -> None:
         """See Step."""
         try:
             self._native.refresh()
         except dist.DistError as error:
-            raise _lost(self._bindings.rank, error) from error
+            raise lost_rank(self._bindings.rank, error) from error
 
     def close(self) -> None:
         """Let go of process groups and tensors, so that the groups can be destroyed before Python ends."""
@@ -166,10 +166,3 @@ def _views(bindings: Bindings, call: str) -> list[tuple[int, int, list[int]]]:
 def _tensors(owned: OwnedState) -> list[Tensor]:
     states = [owned.master, owned.exp_avg, owned.exp_avg_sq]
     return states if owned.param is None else [*states, owned.param]
-
-
-def _lost(rank: int, error: dist.DistError) -> LostRankError:
-    return LostRankError(
-        f"rank {rank}: a collective failed: another rank ended or the network broke (see that rank's message); "
-        f"the backend says: {str(error).splitlines()[0]}"
-    )

@@ -15,6 +15,7 @@ from internevo_engine.graph.capture import capture
 from internevo_engine.graph.regions import compile_regions
 from internevo_engine.graph.run import batch_values
 from internevo_engine.graph.step_graph import Call, Runnable, StepGraph
+from internevo_engine.models.initialize import TORCH_DTYPES
 from internevo_engine.plan.plan import Plan
 from internevo_engine.program import Program
 from internevo_engine.runtime.communicator import Communicator
@@ -23,8 +24,6 @@ from internevo_engine.runtime.optimizers import Optimizer, Shard
 from internevo_engine.runtime.sharded_state import ShardedState
 from internevo_engine.runtime.transfers import routes
 from internevo_engine.schedule.step_program import first_difference, recompute_of, step_program
-
-WIRES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class GraphStep:
@@ -72,8 +71,8 @@ class GraphStep:
             buffers=_persistent(program, state),
             owned=[_owned(shard, optimizer) for shard in state.shards],
             groups=communicator.group_names,
-            wire=WIRES[plan.config.comm.wire],
-            routes=routes(communicator.backend, plan.config.comm.reduction, WIRES[plan.config.comm.wire]),
+            wire=TORCH_DTYPES[plan.config.comm.wire],
+            routes=routes(communicator.backend, plan.config.comm.reduction, TORCH_DTYPES[plan.config.comm.wire]),
         )
         self._executor = Executor(program, bindings, plan.config.optim)
 

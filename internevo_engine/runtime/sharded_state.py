@@ -29,9 +29,8 @@ class ShardedState:
         device = parameters[0].device
         self.held = [self._take_over(bucket) for bucket in plan.buckets]
         """param[b] where parameters are whole, else pshard[b]."""
-        self.sums = [
-            torch.zeros(bucket.numel // plan.sum_shards, dtype=torch.float32, device=device) for bucket in plan.buckets
-        ]
+        shards = plan.sizes.summed(plan.config.comm.reduction)
+        self.sums = [torch.zeros(b.numel // shards, dtype=torch.float32, device=device) for b in plan.buckets]
         """gsum[b]"""
         self.shards = [
             self._shard(held, bucket, optimizer) for held, bucket in zip(self.held, plan.buckets, strict=True)

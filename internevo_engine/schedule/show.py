@@ -7,13 +7,12 @@ from internevo_engine.data.packing import RandomCorpus
 from internevo_engine.graph.capture import capture
 from internevo_engine.models.decoder import Decoder
 from internevo_engine.models.families import parameters
+from internevo_engine.models.initialize import TORCH_DTYPES
 from internevo_engine.models.loss import token_loss
 from internevo_engine.plan.plan import make_plan
 from internevo_engine.plan.topology import Topology
 from internevo_engine.program import Program
 from internevo_engine.schedule.step_program import recompute_of, step_program
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def program_of(config: Config, topology: Topology) -> Program:
@@ -24,7 +23,7 @@ def program_of(config: Config, topology: Topology) -> Program:
     """
     plan = make_plan(config, parameters(config.model), topology)
     with torch.device("meta"):
-        model = Decoder(config.model, config.data.seq_len).to(DTYPES[plan.dtype])
+        model = Decoder(config.model, config.data.seq_len).to(TORCH_DTYPES[plan.dtype])
     shape = {"seq_len": config.data.seq_len, "micro_batch": config.data.micro_batch}
     example = RandomCorpus(config.model.vocab, **shape, seed=config.run.seed).micro_batch(0, 0, 1)
     return step_program(plan, capture(model, token_loss, example, recompute=recompute_of(config.graph)))
