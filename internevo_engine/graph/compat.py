@@ -22,7 +22,9 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._guards import TracingContext, detect_fake_mode, tracing
 from torch._higher_order_ops.invoke_subgraph import invoke_subgraph
 from torch._inductor import config as inductor_config
+from torch._inductor.codecache import torch_key
 from torch._inductor.compile_fx import compile_fx_inner
+from torch._inductor.cpu_vec_isa import pick_vec_isa
 from torch._inductor.decomposition import select_decomp_table
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -51,7 +53,9 @@ __all__ = [
     "invoke_subgraph",
     "make_fx",
     "min_cut_rematerialization_partition",
+    "pick_vec_isa",
     "select_decomp_table",
     "swapped_tensors",
+    "torch_key",
     "tracing",
 ]

@@ -5,7 +5,12 @@ strides into it. Hands on callables by the region's name.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
+from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
+from threading import Thread
 from typing import Literal
 
 import torch
@@ -19,7 +24,7 @@ from internevo_engine.units import format_seconds
 
 Compiler = Literal["inductor", "eager"]
 
-OURS_TO_SCHEDULE = {
+INDUCTOR_SETTINGS = {
     "reorder_for_compute_comm_overlap": False,
     "reorder_for_peak_memory": False,
     "bucket_all_gathers_fx": "none",
@@ -45,6 +50,63 @@ def compile_regions(graph: StepGraph, compiler: Compiler, report: Callable[[str]
     return runnables
 
 
+@contextmanager
+def asking_machine(compiler: Compiler) -> Iterator[None]:
+    """Beside the block, find out what Inductor wants to know once: a second, spent mostly waiting."""
+    thread = Thread(target=_ASK[compiler])
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def _ask_for_inductor() -> None:
+    """Which vector instructions the C++ compiler knows, and a hash of torch's sources, by which its cache is keyed.
+
+    That it knows those of this CPU at all is taken for granted, and the trial compilation left out.
+    """
+    with compat.inductor_config.patch({"cpp.vec_isa_ok": True}):
+        compat.pick_vec_isa()
+    compat.torch_key()
+
+
+_ASK: Mapping[Compiler, Callable[[], object]] = {"eager": lambda: None, "inductor": _ask_for_inductor}
+
+
+def compile_ahead(regions: Sequence[Region], num_processes: int) -> None:
+    """Fill Inductor's cache, so that compile_regions finds these regions there, in this rank and in others of its host.
+
+    Forked processes take them one by one, the largest first: alone, Python would wait for the C++ compiler and the C++
+    compiler for Python. What fails in one of them goes unheard; it fails again in compile_regions.
+
+    Args:
+        num_processes: 1: no fork, all in this process.
+    """
+    largest_first = sorted(regions, key=lambda region: -len(region.module.graph.nodes))
+    if num_processes == 1:
+        for region in largest_first:
+            _inductor(region)
+        return
+    fork = get_context("fork")
+    todo: SimpleQueue[int] = fork.SimpleQueue()
+    for index in [*range(len(regions)), *[-1] * num_processes]:
+        todo.put(index)
+    processes = [fork.Process(target=_compile_from, args=(todo, largest_first)) for _ in range(num_processes)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+
+
+def _compile_from(todo: "SimpleQueue[int]", regions: Sequence[Region]) -> None:
+    """The life of a forked process. It has none of its parent's threads, so it may use no pool of them."""
+    torch.set_num_threads(1)
+    with redirect_stderr(StringIO()), compat.inductor_config.patch(compile_threads=1):
+        while (index := todo.get()) >= 0:
+            _inductor(regions[index])
+
+
 def _cache_hits() -> int:
     """Regions that Inductor has found in its cache since the process began."""
     return compat.counters["inductor"]["fxgraph_cache_hit"]
@@ -61,7 +123,7 @@ def _inductor(region: Region) -> Runnable:
     assert mode is not None, "regions are traced on fake tensors"
     with torch.no_grad(), mode:
         lowered = _lowered(region.module, example)
-    with torch.no_grad(), compat.tracing(compat.TracingContext(mode)), compat.inductor_config.patch(OURS_TO_SCHEDULE):
+    with torch.no_grad(), compat.tracing(compat.TracingContext(mode)), compat.inductor_config.patch(INDUCTOR_SETTINGS):
         boxed = compat.compile_fx_inner(lowered, example)
     return lambda *inputs: tuple(boxed([*inputs]))
 

@@ -3,6 +3,7 @@
 Capture, schedule, agree, compile, execute: the stages meet here, once, before the first step. Then a step is one call.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from internevo_engine._core import Bucket
 from internevo_engine.errors import RanksDisagreeError
 from internevo_engine.graph.capture import capture
-from internevo_engine.graph.regions import compile_regions
+from internevo_engine.graph.regions import asking_machine, compile_ahead, compile_regions
 from internevo_engine.graph.run import batch_values
 from internevo_engine.graph.step_graph import Call, Runnable, StepGraph
 from internevo_engine.models.initialize import TORCH_DTYPES
@@ -46,9 +47,12 @@ class GraphStep:
             CaptureError: the model can't be captured whole.
             RanksDisagreeError: this rank would execute another Program than rank 0.
         """
-        graph = capture(model, loss_fn, example, recompute=recompute_of(plan.config.graph))
+        with asking_machine(plan.config.graph.compile):
+            graph = capture(model, loss_fn, example, recompute=recompute_of(plan.config.graph))
         program = step_program(plan, graph)
         agree_on(program, communicator)
+        if plan.config.graph.compile == "inductor":
+            share_compilation(graph, plan, communicator)
         compiled = compile_regions(graph, plan.config.graph.compile, say)
         return partial(cls, graph, program, compiled, plan, communicator)
 
@@ -87,6 +91,17 @@ class GraphStep:
     def close(self) -> None:
         """End the lanes' threads and let go of the process groups."""
         self._executor.close()
+
+
+def share_compilation(graph: StepGraph, plan: Plan, communicator: Communicator) -> None:
+    """The ranks of a host compile each region once, into the cache where all of them find it.
+
+    On CPU in forked processes, as many as the rank has cores; a process that has used CUDA can't be forked.
+    """
+    ranks = plan.topology.ranks_per_host
+    cores = len(os.sched_getaffinity(0)) // ranks if plan.topology.device == "cpu" else 1
+    compile_ahead(graph.regions[communicator.rank % ranks :: ranks], max(1, cores))
+    communicator.agree("compiled", "")
 
 
 def parameter_views(graph: StepGraph, plan: Plan) -> dict[str, list[ParamView]]:

@@ -140,6 +140,11 @@ def test_compile_fx_inner_and_tracing_context_and_counters_and_inductor_config(
         torch.testing.assert_close(boxed([torch.ones(3), torch.zeros(3)])[0], torch.ones(3))
 
 
+def test_pick_vec_isa_and_torch_key_are_asked_once() -> None:
+    assert compat.pick_vec_isa() is compat.pick_vec_isa()
+    assert compat.torch_key() is compat.torch_key()
+
+
 def test_every_name_is_probed_here() -> None:
     with open(__file__) as file:
         text = file.read()

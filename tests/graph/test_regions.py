@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from internevo_engine.graph.capture import capture
-from internevo_engine.graph.regions import compile_regions
+from internevo_engine.graph.regions import compile_ahead, compile_regions
 from internevo_engine.graph.run import run_micro_batch
 from internevo_engine.models.loss import token_loss
 from tests.graph.models import decoder, pack
@@ -39,3 +39,12 @@ def test_inductor_compiles_each_region_once_and_finds_them_again(
     for name, gradient in expected.gradients.items():
         # fused sums round in another order; relative to the largest entry, as small entries are sums that cancel
         assert (found.gradients[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max()
+
+
+def test_forked_processes_compile_ahead(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    graph = capture(decoder(layers=2), token_loss, pack())
+    lines: list[str] = []
+    compile_ahead(graph.regions, 2)
+    compile_regions(graph, "inductor", lines.append)
+    assert re.fullmatch(r"compiled 5 regions in .*s, 5 of them from the cache", lines[1])
