@@ -100,8 +100,8 @@ def compile_ahead(regions: Sequence[Region], num_processes: int) -> None:
 
 
 def _compile_from(todo: "SimpleQueue[int]", regions: Sequence[Region]) -> None:
-    """The life of a forked process. It has none of its parent's threads, so it may use no pool of them."""
-    torch.set_num_threads(1)
+    """The life of a forked process. It has none of its parent's threads: compiling computes nothing on fake tensors,
+    and starts one C++ compiler at a time, without a pool. (The number of threads is compiled in, and stays.)"""
     with redirect_stderr(StringIO()), compat.inductor_config.patch(compile_threads=1):
         while (index := todo.get()) >= 0:
             _inductor(regions[index])
