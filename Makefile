@@ -1,5 +1,6 @@
 # make demo   train configs/demo.yaml to its end, in a virtual environment of its own
 # make test   the same set-up, then every test that CI runs
+# make bench  every suite in bench/; table and plot go to bench/results
 # A machine that has a torch already keeps it. TORCH=... chooses another, PYTHON=... another interpreter.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ FIND_TORCH := from importlib.util import find_spec; print(find_spec("torch").sub
 TORCH_DIR = $$($(BIN)/python -c '$(FIND_TORCH)')
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test test-all test-gpu lint format docs clean
+.PHONY: demo test test-all test-gpu bench lint format docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m internevo_engine.run configs/demo.yaml
@@ -25,6 +26,12 @@ test-all: $(VENV)/.installed-dev
 test-gpu: $(VENV)/.installed-dev
 	@{ $(BIN)/python -m internevo_engine doctor; $(BIN)/python -m pytest -m gpu -v; } 2>&1 | tee gpu-report.txt
 	@echo "the report is in gpu-report.txt; please send it to us as an issue"
+
+# BENCH="-k 'not lab' --long" chooses suites and rows
+bench: $(VENV)/.installed-dev
+	@mkdir -p build
+	@status=0; $(BIN)/python -m pytest bench --benchmark-json=build/bench.json $(BENCH) || status=$$?; \
+	  $(BIN)/python -m bench.report build/bench.json && exit $$status
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -82,7 +82,7 @@ class Comparison:
         """Largest relative difference to the engine's losses; without communication only the first loss is shared."""
         ours, theirs = (self.rounds[name][0].measured for name in ("engine", label))
         shared = 1 if PEERS[theirs.peer].kind == "compute" else len(ours.losses)
-        return max(abs(a - b) / b for a, b in zip(ours.losses[:shared], theirs.losses[:shared], strict=True))
+        return max(abs(b - a) / a for a, b in zip(ours.losses[:shared], theirs.losses[:shared], strict=True))
 
     def facts(self, label: str) -> dict[str, object]:
         """What a table says of a row beside its seconds."""

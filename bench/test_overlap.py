@@ -16,7 +16,7 @@ from internevo_engine.runtime.launch import find_place
 from internevo_engine.runtime.machine import probe_machine
 
 HERE = tuple(
-    overlapping(f"overlap {world} ranks", Job(world), Settings(bucket_mb=4.0))
+    overlapping(f"overlap {world} ranks", Job(world), Settings())
     for world in worlds(probe_machine(), find_place(None, os.environ))
 )
 

@@ -31,7 +31,6 @@ from internevo_engine.schedule.step_program import step_program
 MACHINE, PLACE = probe_machine(), find_place(None, os.environ)
 WORLDS = worlds(MACHINE, PLACE) if PLACE or MACHINE.gpus else [1, 2, 4, 8]
 SEQUENCES = 8
-SHORT = Settings(warm_up=2)
 LONG_SIZES = ("60M", "100M")
 Replayed = Callable[..., None]
 
@@ -109,6 +108,7 @@ def test_planning(
 
     program = benchmark.pedantic(planned, rounds=5)
     count = len(program.instructions)
+    assert benchmark.stats is not None
     us = round(1e6 * benchmark.stats["median"] / count, 2)
     benchmark.extra_info.update(
         layers=layers, ranks=ranks, buckets=len(program.buckets), instructions=count, us_per_instruction=us

@@ -43,8 +43,15 @@ class Size:
 
     @property
     def model(self) -> ModelConfig:
-        shape = {"layers": self.layers, "hidden": self.hidden, "heads": self.heads, "ffn": self.ffn}
-        return ModelConfig(family="llama", dtype="fp32", vocab=VOCAB, **shape)
+        return ModelConfig(
+            family="llama",
+            dtype="fp32",
+            vocab=VOCAB,
+            layers=self.layers,
+            hidden=self.hidden,
+            heads=self.heads,
+            ffn=self.ffn,
+        )
 
 
 SIZES: Mapping[str, Size] = {
@@ -75,7 +82,8 @@ class Settings:
     """The engine's group sizes of P, G and OS."""
     wire: Literal["fp32", "bf16"] = "fp32"
     """What the engine's gradients travel in."""
-    bucket_mb: float = 64.0
+    bucket_mb: float = 4.0
+    """Small enough that the 9M model has a bucket for each layer; in one bucket nothing would overlap."""
     compile: Literal["inductor", "eager"] = "inductor"
     """What runs the engine's regions."""
     overlap: bool = True

@@ -19,8 +19,8 @@ MASTER_PORT = 29500
 """Always free: the namespaces are new."""
 MTU = 9000
 """Jumbo frames, as clusters have them: headers take less than 1 % of the rate."""
-MIN_BURST_BYTES = 128 * 1024
-"""More than one 64 KiB packet of the veth, so that none is cut up and none waits for a full bucket."""
+MIN_BURST_BYTES = 68 * 1024
+"""More than one 64 KiB packet of the veth, which tbf would cut up; not much more, as it is free for short transfers."""
 BURST_S, QUEUE_MS = 0.002, 50
 """What may pass at once, as a time at the rate; and how long a packet may wait before it is dropped."""
 UNITS: Mapping[str, float] = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}

@@ -71,7 +71,7 @@ def joined_rank(settings: Settings, place: Place) -> Iterator[Rank]:
     torch.set_num_threads(1)
     if device.name == "cuda":
         torch.cuda.set_device(place.local_rank)
-    torch_device = torch.device(device.name, place.local_rank if device.name == "cuda" else None)
+    torch_device = torch.device(f"cuda:{place.local_rank}" if device.name == "cuda" else "cpu")
     with joined(place, device.backend):
         yield Rank(settings, place, torch_device)
 
