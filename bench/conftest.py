@@ -93,7 +93,7 @@ def comparison(
     def once(scenario: Scenario) -> Comparison:
         if scenario.name not in done:
             able = [c for c in scenario.contestants if deepspeed_python or not c.peer.startswith("deepspeed")]
-            done[scenario.name] = compare(scenario, run, int(request.config.getoption("--repeats", 0)), able)
+            done[scenario.name] = compare(scenario, run, request.config.option.repeats, able)
         return done[scenario.name]
 
     return once
