@@ -36,7 +36,7 @@ class Scenario:
     @property
     def contestants(self) -> tuple[Contestant, ...]:
         """The same workload for all."""
-        names = ("engine", *self.peers, *self.compute)
+        names = dict.fromkeys(("engine", *self.peers, *self.compute))
         return (*(Contestant(name, name, self.engine) for name in names), *self.variants)
 
 
@@ -95,8 +95,8 @@ class Comparison:
             "parameters": measured.parameters,
             "tokens": measured.rank_tokens * measured.world,
             "flops": measured.rank_flops * measured.world,
-            "bytes_sent_by_host": measured.sent_bytes.get("eth0" if job.rate else "lo", 0),
-            "bytes_planned_by_host": measured.planned_bytes.get("far", 0) * job.ranks_per_host,
+            "bytes_sent_by_host": measured.sent_bytes["eth0"] if job.rate else None,  # a shared loopback tells nothing
+            "bytes_planned_by_host": measured.planned_bytes.get("far", 0) * job.ranks_per_host if job.rate else None,
             "line_rate_bytes_per_s": outcome.line_rate,
             "limit_s": round(median(self.limit_s), 4),
             "ratio_to_limit": round(self.ratio(self.limit_s, seconds), 3),

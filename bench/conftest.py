@@ -1,6 +1,7 @@
 """What all suites share: options, the way a job is run here, and the hand-over to pytest-benchmark."""
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
@@ -48,6 +49,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for name, (_, lacking) in MARKS.items():
         if item.get_closest_marker(name) and (reason := lacking(item.config)):
             pytest.skip(reason)
+
+
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, object]) -> None:
+    """The report names the command."""
+    output_json["command"] = shlex.join(["python", "-m", "pytest", *config.invocation_params.args])
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -38,13 +38,14 @@ def main(argv: Sequence[str]) -> None:
 
 def table(run: Row, picture: str) -> str:
     """Markdown."""
-    commit, cpu = run["commit_info"], run["machine_info"]["cpu"]
+    commit, machine = run["commit_info"], run["machine_info"]
+    processor = f"{machine['cpu'].get('brand_raw', platform.machine())}, {machine['cpu'].get('count')} CPUs"
     changed = ", with uncommitted changes" if commit["dirty"] else ""
     head = [
         f"# Benchmarks of {commit['id'][:10]}{changed}",
         "",
-        f"`make bench`, {run['datetime'][:10]}, {cpu.get('brand_raw', platform.machine())}, {cpu.get('count')} CPUs, "
-        f"Python {run['machine_info']['python_version']}. Seconds are medians; ratios are medians of the ratios within "
+        f"`{run['command']}`, {run['datetime'][:10]}, {processor}, "
+        f"Python {machine['python_version']}. Seconds are medians; ratios are medians of the ratios within "
         "each round. The limit is max(compute alone, bytes that the engine's plan must send / measured line rate).",
         "",
         f"![ratio to the limit]({picture})",

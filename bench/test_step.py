@@ -13,7 +13,7 @@ from bench.scenarios import rows
 from bench.workload import Settings
 
 SCENARIOS = tuple(
-    Scenario(f"1 rank {size}", Job(1), Settings(size=size), compute=("local", "local-compiled"))
+    Scenario(f"1 rank {size}", Job(1), Settings(size=size), compute=("engine", "local", "local-compiled"))
     for size in ("9M", "25M")
 )
 
