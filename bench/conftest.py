@@ -13,8 +13,9 @@ from bench.compare import SAME_LOSS, Comparison, Replay, Scenario, compare
 from bench.job import Contestant, Job, Outcome, Run, run_here, run_processes
 from bench.lab.network import missing
 from bench.peers.measure import joined_rank
+from bench.peers.peer import Rank
 from bench.workload import Settings
-from internevo_engine.runtime.launch import Place, find_place
+from internevo_engine.runtime.launch import find_place
 
 Replayed = Callable[..., None]
 
@@ -63,9 +64,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def place() -> Place | None:
-    """Who this process is, if torchrun or srun started it."""
-    return find_place(None, os.environ)
+def rank() -> Iterator[Rank | None]:
+    """Who this process is, if torchrun or srun started it; the suites share one process group."""
+    place = find_place(None, os.environ)
+    if place is None:
+        yield None
+        return
+    with joined_rank(Settings(), place) as rank:
+        yield rank
 
 
 @pytest.fixture(scope="session")
@@ -74,19 +80,17 @@ def deepspeed_python(request: pytest.FixtureRequest) -> str | None:
 
 
 @pytest.fixture(scope="session")
-def run(place: Place | None, deepspeed_python: str | None) -> Iterator[Run]:
+def run(rank: Rank | None, deepspeed_python: str | None) -> Run:
     """How a contestant is run."""
-    if place is not None:
-        with joined_rank(Settings(), place) as rank:
-            yield lambda contestant, job: run_here(contestant, rank)
-        return
+    if rank is not None:
+        return lambda contestant, job: run_here(contestant, rank)
 
     def started(contestant: Contestant, job: Job) -> Outcome:
         if contestant.peer.startswith("deepspeed") and deepspeed_python:
             return run_processes(contestant, job, deepspeed_python)
         return run_processes(contestant, job)
 
-    yield started
+    return started
 
 
 @pytest.fixture(scope="session")

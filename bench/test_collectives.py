@@ -16,9 +16,8 @@ import pytest
 
 from bench.collectives import ROWS, Collectives, measure
 from bench.job import Job, output_of, worlds
-from bench.peers.measure import joined_rank
-from bench.workload import Settings
-from internevo_engine.runtime.launch import Place, find_place
+from bench.peers.peer import Rank
+from internevo_engine.runtime.launch import find_place
 from internevo_engine.runtime.machine import probe_machine
 
 ROUNDS = 5
@@ -45,21 +44,20 @@ def rows() -> Iterator[object]:
 
 
 @pytest.fixture(scope="session")
-def found(place: Place | None) -> Callable[[Job, float], Found]:
+def found(rank: Rank | None) -> Callable[[Job, float], Found]:
     """Measures a job when it is first asked for."""
     done: dict[tuple[Job, float], Found] = {}
 
     def once(job: Job, megabytes: float) -> Found:
         if (job, megabytes) not in done:
-            done[job, megabytes] = _here(place, megabytes) if place else _started(job, megabytes)
+            done[job, megabytes] = _here(rank, megabytes) if rank else _started(job, megabytes)
         return done[job, megabytes]
 
     return once
 
 
-def _here(place: Place, megabytes: float) -> Found:
-    with joined_rank(Settings(), place) as rank:
-        return Found(measure(rank, int(megabytes * 1e6), ROUNDS), None)
+def _here(rank: Rank, megabytes: float) -> Found:
+    return Found(measure(rank, int(megabytes * 1e6), ROUNDS), None)
 
 
 def _started(job: Job, megabytes: float) -> Found:
