@@ -4,7 +4,7 @@ schedule hands it on; runtime executes it, and knows nothing else of the step. E
 rank number occurs in it. Text is the one form in which it travels (golden file, debug dump, argument of C++, input of
 the fingerprint); csrc/core/program.h reads and writes the very same text. A Program holds, in this order:
 
-    program v1 world=2 micro_batches=1 mode=fast param_bytes=2 window_bytes=0 loss=%loss
+    program v1 world=2 micro_batches=1 mode=fast param_bytes=2 wire_bytes=4 window_bytes=0 loss=%loss
     level OS0 size=2 stride=1 link=near             digits of a rank, fastest first
     bucket 0 numel=1024 grads=%g0,%g1               parameters that travel together; their gradients, as placed
     value %h0 bytes=8192                            what calls hand to each other, once for all micro-batches
@@ -122,7 +122,8 @@ class Instruction:
     level: str | None
     """A level's name, or 'all' for the whole world."""
     bytes: int
-    """Sent by each rank. All-gather and reduce-scatter of n bytes over s ranks: n - n / s; all-reduce: twice that."""
+    """Sent by each rank. All-gather and reduce-scatter of n bytes over s ranks: n - n / s; all-reduce: twice that, of
+    slices padded to equal length."""
     cost: int
     """Predicted duration, in nanoseconds."""
     reads: tuple[str, ...]
@@ -141,6 +142,8 @@ class Program:
     """'ordered': every micro-batch is reduced over all levels before it is accumulated."""
     param_bytes: int
     """Bytes of one parameter element in the compute dtype."""
+    wire_bytes: int
+    """Bytes of one gradient element as it travels; gradients are kept and added in fp32."""
     window_bytes: int
     """Gathered parameters, and separately packed gradients, that may be alive at once; 0: any number."""
     loss: tuple[str, ...]
@@ -170,7 +173,8 @@ class Program:
 def _lines(program: Program) -> Iterator[str]:
     yield (
         f"program v1 world={program.world} micro_batches={program.micro_batches} mode={program.mode} "
-        f"param_bytes={program.param_bytes} window_bytes={program.window_bytes} loss={_join(program.loss)}"
+        f"param_bytes={program.param_bytes} wire_bytes={program.wire_bytes} window_bytes={program.window_bytes} "
+        f"loss={_join(program.loss)}"
     )
     for level in program.levels:
         yield f"level {level.name} size={level.size} stride={level.stride} link={level.link}"
@@ -207,6 +211,7 @@ def parse_program(text: str) -> Program:
         micro_batches=lines[0].integer("micro_batches"),
         mode=lines[0].choice(lines[0].field("mode"), get_args(Mode)),
         param_bytes=lines[0].integer("param_bytes"),
+        wire_bytes=lines[0].integer("wire_bytes"),
         window_bytes=lines[0].integer("window_bytes"),
         loss=lines[0].names("loss"),
         levels=tuple(_read_level(line) for line in declared["level"]),

@@ -9,12 +9,18 @@
 namespace ie::core {
 namespace {
 
-constexpr std::int64_t kGradBytes = 4;  // fp32
-constexpr std::int64_t kNormBytes = 8;  // fp64
+constexpr std::int64_t kGradBytes = 4;     // fp32
+constexpr std::int64_t kSquaresBytes = 8;  // fp64
+constexpr std::int64_t kTotalsNumel = kNumTotals * kWordsOfTotal;
 
 // Each rank keeps one of `size` equal slices of n bytes and sends the others.
 std::int64_t sent(std::int64_t bytes, std::int64_t size) {
     return bytes - bytes / size;
+}
+
+// A reduce-scatter and an all-gather of slices that are equal, so the last one may be padded.
+std::int64_t sent_by_all_reduce(std::int64_t numel, std::int64_t element_bytes, std::int64_t size) {
+    return 2 * (size - 1) * ((numel + size - 1) / size) * element_bytes;
 }
 
 }  // namespace
@@ -29,8 +35,9 @@ std::string in_micro_batch(const std::string& value, std::int64_t micro_batch) {
 
 Layout::Layout(const Program& program)
     : program_(program), params_(count(State::kP)), grads_(count(State::kG)), shards_(count(State::kOS)) {
-    IE_CHECK(program.micro_batches > 0 && program.param_bytes > 0, "micro_batches=", program.micro_batches,
-             " and param_bytes=", program.param_bytes, " must be positive");
+    IE_CHECK(program.micro_batches > 0 && program.param_bytes > 0 && program.wire_bytes > 0,
+             "micro_batches=", program.micro_batches, ", param_bytes=", program.param_bytes,
+             " and wire_bytes=", program.wire_bytes, " must be positive");
     check_levels();
     check_names();
 }
@@ -105,10 +112,6 @@ std::int64_t Layout::numel(std::int64_t bucket, std::int64_t num_levels) const {
     return program_.buckets[bucket].numel / num_slices(num_levels);
 }
 
-std::int64_t Layout::norm_bytes() const {
-    return kNormBytes * (1 + std::ssize(program_.loss));
-}
-
 std::vector<Buffer> Layout::buffers() const {
     const std::int64_t os_bytes = program_.param_bytes == 4 ? 8 : 12;  // an fp32 parameter is its own master
     std::vector<Buffer> buffers;
@@ -123,9 +126,9 @@ std::vector<Buffer> Layout::buffers() const {
         for (std::int64_t k = 0; k < all(); ++k) add(reduced(b, k), k + 1, kGradBytes, false);
         add(name_in("gsum", b), per_micro_batch(), kGradBytes, true);
         add(name_in("os", b), shards_, os_bytes, true);
-        buffers.push_back({name_in("norm", b), kNormBytes, false});
+        buffers.push_back({name_in("norm", b), kSquaresBytes, false});
     }
-    buffers.push_back({"norm", norm_bytes(), true});
+    buffers.push_back({"norm", kTotalsNumel * kWordBytes, true});
     return buffers;
 }
 
@@ -220,8 +223,10 @@ Operands Layout::reduce(std::int64_t bucket, std::int64_t level) const {
     const std::string source = level == per_micro_batch() ? name_in("gsum", bucket)
                                : level == 0               ? name_in("grad", bucket)
                                                           : reduced(bucket, level - 1);
-    const std::int64_t once = sent(numel(bucket, level) * kGradBytes, program_.levels[level].size);
-    return {{source}, {reduced(bucket, level)}, level < shards_ ? once : 2 * once};
+    const std::int64_t size = program_.levels[level].size, wire_bytes = program_.wire_bytes;
+    const std::int64_t bytes = level < shards_ ? sent(numel(bucket, level) * wire_bytes, size)
+                                               : sent_by_all_reduce(numel(bucket, level), wire_bytes, size);
+    return {{source}, {reduced(bucket, level)}, bytes};
 }
 
 Operands Layout::accumulate(std::int64_t bucket, std::int64_t micro_batch) const {
@@ -246,7 +251,7 @@ Operands Layout::norm_all(const Instruction& i) const {
         for (const std::string& name : program_.loss) operands.reads.push_back(in_micro_batch(name, m));
     }
     operands.writes = {"norm"};
-    operands.bytes = 2 * sent(norm_bytes(), program_.world);
+    operands.bytes = sent_by_all_reduce(kTotalsNumel, kWordBytes, program_.world);
     return operands;
 }
 

@@ -22,6 +22,11 @@
 
 namespace ie::core {
 
+// What all ranks sum at the end of a step: four totals, each as the words of an exact sum.
+inline constexpr std::int64_t kNumTotals = 4;      // runtime/totals.h
+inline constexpr std::int64_t kWordsOfTotal = 68;  // kernels/exact_sum.h
+inline constexpr std::int64_t kWordBytes = 8;
+
 struct Operands {
     Names reads;
     Names writes;
@@ -68,7 +73,6 @@ class Layout {
   private:
     std::int64_t count(State last) const;
     std::int64_t num_slices(std::int64_t num_levels) const;
-    std::int64_t norm_bytes() const;  // the squared norm, and each value of the loss
     void check_levels() const;
     void check_names() const;
 

@@ -127,6 +127,7 @@ Program read_header(const Line& line) {
         .micro_batches = line.integer("micro_batches"),
         .mode = line.choice<Mode>(line.field("mode"), kModes),
         .param_bytes = line.integer("param_bytes"),
+        .wire_bytes = line.integer("wire_bytes"),
         .window_bytes = line.integer("window_bytes"),
         .loss = line.names("loss"),
         .levels = {},
@@ -201,8 +202,8 @@ std::string print_program(const Program& program) {
     std::ostringstream text;
     text << "program v1 world=" << program.world << " micro_batches=" << program.micro_batches
          << " mode=" << kModes[static_cast<std::size_t>(program.mode)]
-         << " param_bytes=" << program.param_bytes << " window_bytes=" << program.window_bytes
-         << " loss=" << join(program.loss) << '\n';
+         << " param_bytes=" << program.param_bytes << " wire_bytes=" << program.wire_bytes
+         << " window_bytes=" << program.window_bytes << " loss=" << join(program.loss) << '\n';
     for (const Level& level : program.levels) {
         text << "level " << level.name << " size=" << level.size << " stride=" << level.stride
              << " link=" << kLinks[static_cast<std::size_t>(level.link)] << '\n';

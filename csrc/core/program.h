@@ -71,6 +71,7 @@ struct Program {
     std::int64_t micro_batches;
     Mode mode;
     std::int64_t param_bytes;
+    std::int64_t wire_bytes;
     std::int64_t window_bytes;
     Names loss;
     std::vector<Level> levels;

@@ -5,6 +5,7 @@
 
 #include <ATen/ATen.h>
 
+#include "core/layout.h"
 #include "kernels/exact_sum.h"
 #include "runtime/transfers.h"
 
@@ -13,6 +14,8 @@ namespace ie::runtime {
 class Totals {
   public:
     enum Row : std::int64_t { kLossSum, kCount, kStop, kSquares, kNumRows };
+    static_assert(kNumRows == core::kNumTotals && kernels::ExactSum::kWords == core::kWordsOfTotal,
+                  "the Program says what a step's totals send");
 
     void reset() { words_.zero_(); }
     void add(Row row, double value);

@@ -12,7 +12,7 @@ inline const std::string kLevels = "level P0 size=2 stride=1 link=near\nlevel OS
 inline core::Program small_header(const std::string& levels = kLevels, const std::string& mode = "fast",
                                   std::int64_t window_bytes = 0) {
     return core::parse_program("program v1 world=4 micro_batches=2 mode=" + mode +
-                               " param_bytes=2 window_bytes=" + std::to_string(window_bytes) +
+                               " param_bytes=2 wire_bytes=4 window_bytes=" + std::to_string(window_bytes) +
                                " loss=%loss\n" + levels +
                                "bucket 0 numel=64 grads=%g1\n"
                                "bucket 1 numel=32 grads=%g0\n"

@@ -24,7 +24,7 @@ void text_reads_back_to_itself() {
 
 void lines_that_can_not_be_read_are_named() {
     const std::string head =
-        "program v1 world=1 micro_batches=1 mode=fast param_bytes=2 window_bytes=0 loss=-\n";
+        "program v1 world=1 micro_batches=1 mode=fast param_bytes=2 wire_bytes=4 window_bytes=0 loss=-\n";
     EXPECT(refusal("") == "line 1: a Program starts with 'program v1 ...'");
     EXPECT(refusal("program v2") == "line 1: a Program starts with 'program v1 ...'");
     EXPECT(refusal("program v1 world=1") == "line 1: micro_batches= is missing");

@@ -8,7 +8,7 @@ from itertools import chain
 
 from internevo_engine import _core
 from internevo_engine.program import Call, FlatBucket, Level, Mode, Program, ProgramError, Value, parse_program
-from internevo_engine.schedule.costs import CostTable, Rate
+from internevo_engine.schedule.costs import CostTable, Rate, Transfer
 from internevo_engine.schedule.graph_spec import GraphSpec
 
 
@@ -21,6 +21,7 @@ def make_header(
     micro_batches: int,
     mode: Mode,
     param_bytes: int,
+    wire_bytes: int,
     gather_ahead: int | None = 1,
 ) -> Program:
     """A Program without instructions: everything that is not a moment.
@@ -28,6 +29,7 @@ def make_header(
     Args:
         buckets: parameters as they travel; their indices are those of `graph`.
         param_bytes: bytes of one element in the compute dtype.
+        wire_bytes: bytes of one gradient element as it travels.
         gather_ahead: calls whose parameters may be gathered beside those of the running call; None: all.
     """
     bucket_of = {param: number for number, bucket in enumerate(buckets) for param in bucket.params}
@@ -47,6 +49,7 @@ def make_header(
         micro_batches=micro_batches,
         mode=mode,
         param_bytes=param_bytes,
+        wire_bytes=wire_bytes,
         window_bytes=0
         if gather_ahead is None
         else gather_window([call.buckets for call in calls], sizes, gather_ahead),
@@ -82,8 +85,8 @@ def make_program(header: Program, graph: GraphSpec, costs: CostTable, *, overlap
         text = _core.schedule(
             header.text,
             call_ns=[costs.call_ns(call) for call in graph.calls],
-            gather=[_native(costs.transfer_rate("gather", level)) for level in header.levels],
-            reduce=[_native(costs.transfer_rate("reduce", level)) for level in header.levels],
+            gather=[_native(costs.transfer_rate("all_gather", level)) for level in header.levels],
+            reduce=[_native(costs.transfer_rate(reduction_over(level), level)) for level in header.levels],
             memory=_native(costs.memory),
             overlap=overlap,
         )
@@ -106,6 +109,11 @@ def check(program: Program) -> None:
         raise ProgramError(str(error)) from error
     if problems:
         raise ProgramError(*problems)
+
+
+def reduction_over(level: Level) -> Transfer:
+    """Replicas keep whole sums; all other levels cut them."""
+    return "all_reduce" if level.state == "R" else "reduce_scatter"
 
 
 def _values(names: Iterable[str]) -> tuple[str, ...]:

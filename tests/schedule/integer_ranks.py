@@ -11,6 +11,8 @@ from internevo_engine.program import Instruction, Level, Program
 
 PRIME = 2_147_483_647
 POISON = None
+TOTALS = 4 * 68
+"""Words that all ranks add at the end of a step."""
 Cells = list[int | None]
 State = dict[str, list[int]]
 """What a step leaves behind on one rank: optimizer states, its slice of the parameters, norm and loss."""
@@ -85,6 +87,7 @@ def expected_state(program: Program) -> list[State]:
                     total[place] = (total[place] + grad) % PRIME
     replicas = prod(level.size for level in program.levels if level.state == "R")
     norm = [replicas * sum(cell * cell for total in totals for cell in total) % PRIME, *loss]
+    norm += [0] * (TOTALS - len(norm))
     news = [updated(state, total, norm) for state, total in zip(states, totals, strict=True)]
     return [owned_state(program, rank, news, norm) for rank in range(program.world)]
 

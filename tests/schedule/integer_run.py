@@ -11,10 +11,12 @@ parameters exceed the window; or when nothing can go on. A Program is right if e
 
 import random
 from collections.abc import Sequence
+from math import ceil
 
 from internevo_engine.program import LANES, Instruction, Level, Program
 from tests.schedule.integer_ranks import (
     PRIME,
+    TOTALS,
     FaultError,
     Rank,
     State,
@@ -180,7 +182,7 @@ class IntegerRun:
             losses = [rank.load(name) for name in instruction.reads if name.startswith("%")]
             kinds = len(self.program.loss)
             sums = [sum(loss[0] for loss in losses[kind::kinds]) for kind in range(kinds)]
-            return [sum(norms), *sums]
+            return [sum(norms), *sums] + [0] * (TOTALS - 1 - kinds)
         (source,) = self.operands(instruction.reads, 1)
         if instruction.kind == "reduce":
             return rank.load(source)
@@ -190,8 +192,7 @@ class IntegerRun:
     def leave(self, rank: Rank, instruction: Instruction, brought: Sequence[list[int]]) -> None:
         (target,) = self.operands(instruction.writes, 1)
         if instruction.what == "all":
-            num_bytes = 8 * (1 + len(self.program.loss))
-            self.count_bytes(instruction, 2 * (num_bytes - num_bytes // self.program.world))
+            self.count_bytes(instruction, 8 * self.sent_by_all_reduce(TOTALS, self.program.world))
             self.write(rank, instruction, target, [sum(cells) % PRIME for cells in zip(*brought, strict=True)])
             return
         level = self.level(instruction)
@@ -208,8 +209,9 @@ class IntegerRun:
         if len({len(cells) for cells in brought}) != 1 or (level.state != "R" and len(brought[0]) % level.size):
             raise FaultError("ranks bring gradients that can't be cut")
         total = [sum(cells) % PRIME for cells in zip(*brought, strict=True)]
-        once = 4 * len(total) - 4 * len(total) // level.size
-        self.count_bytes(instruction, 2 * once if level.state == "R" else once)
+        once = len(total) - len(total) // level.size
+        numel = self.sent_by_all_reduce(len(total), level.size) if level.state == "R" else once
+        self.count_bytes(instruction, self.program.wire_bytes * numel)
         owned = slice_of(rank.rank, [level], len(total))
         self.write(rank, instruction, instruction.writes[0], total[owned.start : owned.stop])
 
@@ -217,6 +219,10 @@ class IntegerRun:
         if instruction.level not in self.levels:
             raise FaultError(f"no level {instruction.level}")
         return self.levels[instruction.level]
+
+    def sent_by_all_reduce(self, numel: int, size: int) -> int:
+        """Elements: each rank sums one of `size` equal slices, and hands it to all others."""
+        return 2 * (size - 1) * ceil(numel / size)
 
     def count_bytes(self, instruction: Instruction, sent: int) -> None:
         if instruction.bytes != sent:

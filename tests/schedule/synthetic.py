@@ -57,6 +57,7 @@ def tiny_program(
     overlap: bool = True,
     layers: int = 2,
     gather_ahead: int | None = 1,
+    wire_bytes: int = 4,
 ) -> Program:
     """A Program for p, g, os, W, in which a layer is two parameters and one bucket; the graph it comes from."""
     numels = [[16], *[[16, 20]] * layers, [24]]
@@ -71,6 +72,7 @@ def tiny_program(
         mode=mode,
         overlap=overlap,
         gather_ahead=gather_ahead,
+        wire_bytes=wire_bytes,
     )
 
 
@@ -84,6 +86,7 @@ def schedule_graph(
     mode: Mode = "fast",
     overlap: bool = True,
     gather_ahead: int | None = 1,
+    wire_bytes: int = 4,
     costs: CostTable = MODELLED["h100"],
 ) -> Program:
     header = make_header(
@@ -94,6 +97,7 @@ def schedule_graph(
         micro_batches=micro_batches,
         mode=mode,
         param_bytes=2,
+        wire_bytes=wire_bytes,
         gather_ahead=gather_ahead,
     )
     return make_program(header, graph, costs, overlap=overlap)
