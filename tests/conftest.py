@@ -1,5 +1,6 @@
 """A run small enough for a test: a few documents, a tokenizer of 300 pieces, a model that trains in milliseconds."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,14 @@ optim: {{lr: 1e-2, eta_min: 1e-3}}
 graph: {{compile: eager}}
 run: {{dir: {folder}/runs/tiny, steps: 6}}
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What was measured on this machine before doesn't decide what is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @dataclass

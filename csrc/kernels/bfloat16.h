@@ -20,4 +20,11 @@ IE_HOST_DEVICE BFloat16 to_bfloat16(float value) {
     return {static_cast<std::uint16_t>(value == value ? rounded : 0x7FC0u)};
 }
 
+IE_HOST_DEVICE float to_float(BFloat16 value) {
+    const std::uint32_t bits = static_cast<std::uint32_t>(value.bits) << 16;
+    float result;
+    std::memcpy(&result, &bits, sizeof(result));
+    return result;
+}
+
 }  // namespace ie::kernels

@@ -64,6 +64,8 @@ Executor::Executor(const std::string& program, Bindings bindings)
     IE_CHECK(bindings_.grad_offsets.size() == num_buckets && bindings_.shards.size() == num_buckets,
              "the Program has ", num_buckets, " buckets, not ", bindings_.grad_offsets.size(), " and ",
              bindings_.shards.size());
+    IE_CHECK(elementSize(bindings_.wire) == static_cast<std::size_t>(program_.wire_bytes),
+             "the Program sends gradients of ", program_.wire_bytes, " bytes, not of ", bindings_.wire);
     for (std::size_t b = 0; b < num_buckets; ++b)
         param_slots_.push_back(memory_.slot(core::name_in("param", b)));
     const auto lines = instruction_lines(program, program_.instructions.size());
@@ -108,9 +110,9 @@ const Transfers* Executor::transfers_for(const core::Instruction& instruction) {
     if (is_new) {
         const auto name = bindings_.groups.find(place);
         IE_CHECK(name != bindings_.groups.end(), "no process group for lane and level '", place, "'");
-        found->second =
-            std::make_unique<Transfers>(c10d::resolve_process_group(name->second), bindings_.routes,
-                                        bindings_.wire, [this](c10d::Work& work) { wait(work); });
+        found->second = std::make_unique<Transfers>(c10d::resolve_process_group(name->second),
+                                                    bindings_.routes[instruction.level], bindings_.wire,
+                                                    [this](c10d::Work& work) { wait(work); });
     }
     return found->second.get();
 }

@@ -59,9 +59,9 @@ struct Bindings {
     std::unordered_map<std::string, BoundCall> calls;
     std::vector<std::vector<std::int64_t>> grad_offsets;  // of each bucket's gradients, in elements
     Memory::Tensors buffers;
-    std::vector<Shard> shards;                            // of each bucket
-    std::unordered_map<std::string, std::string> groups;  // "near G1" -> name of the process group
-    std::vector<Route> routes;
+    std::vector<Shard> shards;                                   // of each bucket
+    std::unordered_map<std::string, std::string> groups;         // "near G1" -> name of the process group
+    std::unordered_map<std::string, std::vector<Route>> routes;  // of each level; the world has none
     at::ScalarType wire;
     Settings settings;
 };

@@ -39,6 +39,13 @@ std::vector<Shard> to_shards(const std::vector<ShardTuple>& tuples) {
     return shards;
 }
 
+std::unordered_map<string, std::vector<Route>> to_routes(
+    const c10::Dict<string, std::vector<Route::Row>>& dict) {
+    std::unordered_map<string, std::vector<Route>> routes;
+    for (const auto& item : dict) routes.emplace(item.key(), Route::parse(item.value()));
+    return routes;
+}
+
 Settings to_settings(const std::vector<double>& values) {
     IE_CHECK(values.size() == 5, "expected clip, beta1, beta2, eps and weight_decay, got ", values.size());
     return {values[0], values[1], values[2], values[3], values[4]};
@@ -49,11 +56,11 @@ c10::intrusive_ptr<Executor> make(const string& program, int64_t rank, const std
                                   const c10::Dict<string, at::Tensor>& buffers,
                                   const std::vector<ShardTuple>& shards,
                                   const c10::Dict<string, string>& groups,
-                                  const std::vector<Route::Row>& routes, at::ScalarType wire,
-                                  const std::vector<double>& settings) {
+                                  const c10::Dict<string, std::vector<Route::Row>>& routes,
+                                  at::ScalarType wire, const std::vector<double>& settings) {
     return c10::make_intrusive<Executor>(
         program, Bindings{rank, to_calls(calls), std::move(grad_offsets), to_map(buffers), to_shards(shards),
-                          to_map(groups), Route::parse(routes), wire, to_settings(settings)});
+                          to_map(groups), to_routes(routes), wire, to_settings(settings)});
 }
 
 at::Tensor step(const c10::intrusive_ptr<Executor>& executor, const c10::Dict<string, at::Tensor>& inputs,

@@ -8,6 +8,7 @@
 #include <torch/csrc/distributed/c10d/GroupRegistry.hpp>
 
 #include "core/error.h"
+#include "kernels/tree_sum.h"
 
 namespace ie::runtime {
 namespace {
@@ -31,18 +32,33 @@ std::int64_t even_pieces(std::int64_t numel, std::int64_t asked) {
     return asked;
 }
 
-void wait_for_all(const std::vector<Work>& works, const Transfers::Wait& wait) {
-    for (const Work& work : works) wait(*work);
+// Contiguous and in the wire's dtype: the view itself, or one copy.
+at::Tensor staged(const at::Tensor& view, at::ScalarType wire) {
+    if (view.is_contiguous() && view.scalar_type() == wire) return view;
+    return at::empty(view.sizes(), view.options().dtype(wire)).copy_(view);
 }
 
-// rows [pieces, size, n] -> out [pieces, n]; rows are spent.
-void add_in_tree(const at::Tensor& out, const at::Tensor& rows) {
-    const std::int64_t size = rows.size(1);
+// rows [size, n] -> out [n] fp32, by torch's ops where there is no kernel; rows are spent.
+void add_in_tree(const at::Tensor& out, at::Tensor rows) {
+    const std::int64_t size = rows.size(0);
+    rows = rows.to(at::kFloat);
     for (std::int64_t step = 1; step < size; step *= 2) {
         for (std::int64_t i = 0; i + step < size; i += 2 * step) {
-            at::Tensor sum = 2 * step < size ? rows.select(1, i) : out;
-            at::add_out(sum, rows.select(1, i), rows.select(1, i + step));
+            at::Tensor sum = 2 * step < size ? rows[i] : out;
+            at::add_out(sum, rows[i], rows[i + step]);
         }
+    }
+}
+
+// rows [size, n] on the wire -> out [n] fp32.
+void sum_rows(const at::Tensor& out, const at::Tensor& rows) {
+    if (!rows.is_cpu()) return add_in_tree(out, rows);
+    float* const to = out.data_ptr<float>();
+    if (rows.scalar_type() == at::kFloat) {
+        kernels::tree_sum(to, rows.const_data_ptr<float>(), rows.size(0), rows.size(1));
+    } else {
+        const auto* from = static_cast<const kernels::BFloat16*>(rows.const_data_ptr());
+        kernels::tree_sum(to, from, rows.size(0), rows.size(1));
     }
 }
 
@@ -110,27 +126,34 @@ const Route& Transfers::route(Transfer transfer, const at::Tensor& longer) const
 void Transfers::reduce_scatter_in_order(const at::Tensor& out, const at::Tensor& in,
                                         std::int64_t pieces) const {
     pieces = even_pieces(out.numel(), pieces);
-    // [pieces, size, n]: row r of a piece goes to member r
-    const at::Tensor sent = in.view({size_, pieces, -1}).transpose(0, 1).to(wire_).contiguous();
-    const at::Tensor received = at::empty_like(sent);
+    const at::Tensor cut = in.view({size_, pieces, -1}), sums = out.view({pieces, -1});
     std::vector<std::int64_t> even;
+    std::vector<at::Tensor> received;
     std::vector<Work> works;
     for (std::int64_t piece = 0; piece < pieces; ++piece) {
-        at::Tensor to = received[piece], from = sent[piece];
+        at::Tensor from = staged(cut.select(1, piece), wire_),
+                   to = at::empty_like(from);  // row r: of member r
+        received.push_back(to);
         works.push_back(group_->all_to_all_single(to, from, even, even));
     }
-    wait_for_all(works, wait_);
-    add_in_tree(out.view({pieces, -1}), received.to(at::kFloat));
+    for (std::int64_t piece = 0; piece < pieces; ++piece) {
+        wait_(*works[piece]);
+        sum_rows(sums[piece], received[piece]);
+    }
 }
 
+// Reduce-scatter into this member's slice, then an all-gather; in `out` itself where it has equal slices of
+// the wire's dtype.
 void Transfers::all_reduce_in_order(const at::Tensor& out, const at::Tensor& in, std::int64_t pieces) const {
-    const std::int64_t numel = in.numel(), slice = (numel + size_ - 1) / size_;
-    const at::Tensor padded = at::constant_pad_nd(in, {0, slice * size_ - numel});
-    const at::Tensor sum = at::empty({slice}, in.options());
-    reduce_scatter_in_order(sum, padded, pieces);
-    const at::Tensor gathered = at::empty({slice * size_}, in.options().dtype(wire_));
-    all_gather(gathered, sum.to(wire_));  // the owner rounds to the wire as well, so members keep equal bits
-    out.copy_(gathered.narrow(0, 0, numel));
+    const std::int64_t numel = in.numel(), slice = (numel + size_ - 1) / size_, padded = slice * size_;
+    const bool in_place = padded == numel && wire_ == at::kFloat;
+    const at::Tensor whole = in_place ? out : at::empty({padded}, in.options().dtype(wire_));
+    const at::Tensor own = whole.narrow(0, group_->getRank() * slice, slice);
+    const at::Tensor sum = in_place ? own : at::empty({slice}, in.options());
+    reduce_scatter_in_order(sum, padded == numel ? in : at::constant_pad_nd(in, {0, padded - numel}), pieces);
+    if (!in_place) own.copy_(sum);  // the owner rounds to the wire as well, so members keep equal bits
+    all_gather(whole, own);
+    if (!in_place) out.copy_(whole.narrow(0, 0, numel));
 }
 
 void Transfers::gather(at::Tensor out, at::Tensor in) const {
@@ -138,15 +161,18 @@ void Transfers::gather(at::Tensor out, at::Tensor in) const {
 }
 
 void Transfers::gather_in_pieces(const at::Tensor& out, const at::Tensor& in, std::int64_t pieces) const {
-    const at::Tensor sent = in.view({pieces, -1});
-    const at::Tensor received = at::empty({pieces, size_, sent.size(1)}, in.options());
+    const at::Tensor sent = in.view({pieces, -1}), cut = out.view({size_, pieces, -1});
+    std::vector<at::Tensor> received;
     std::vector<Work> works;
     for (std::int64_t piece = 0; piece < pieces; ++piece) {
-        at::Tensor to = received[piece].view(-1), from = sent[piece];
+        at::Tensor to = at::empty({size_ * sent.size(1)}, in.options()), from = sent[piece];
+        received.push_back(to);
         works.push_back(group_->all_gather_single(to, from));
     }
-    wait_for_all(works, wait_);
-    out.view({size_, pieces, -1}).copy_(received.transpose(0, 1));
+    for (std::int64_t piece = 0; piece < pieces; ++piece) {
+        wait_(*works[piece]);
+        cut.select(1, piece).copy_(received[piece].view({size_, -1}));
+    }
 }
 
 }  // namespace ie::runtime

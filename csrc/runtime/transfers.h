@@ -9,7 +9,8 @@
 //               power-of-two groups of neighbours, nested reduce-scatters add in one tree for every nesting.
 //
 // Both may be cut into pieces that are in flight together: gloo sends one large message in one direction at a
-// time. A piece costs one copy of the tensor. What is sent has the wire's dtype; sums are fp32.
+// time. What is sent has the wire's dtype; sums are fp32. A sender copies what is not fp32 in one piece,
+// piece by piece while the earlier ones travel; the owner reads what it received once, as it arrives.
 //
 // All tensors are flat and contiguous. Buffers and collectives are device-generic.
 #pragma once

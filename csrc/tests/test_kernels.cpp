@@ -7,6 +7,7 @@
 
 #include "kernels/adamw.h"
 #include "kernels/square_sum.h"
+#include "kernels/tree_sum.h"
 #include "tests/check.h"
 
 using namespace ie::kernels;
@@ -127,6 +128,47 @@ void square_sum_follows_its_order_for_every_instruction_set() {
     }
 }
 
+// Pairs, then pairs of pairs.
+float slow_tree(std::vector<float> row) {
+    while (row.size() > 1) {
+        std::vector<float> sums;
+        for (std::size_t i = 0; i < row.size(); i += 2)
+            sums.push_back(i + 1 < row.size() ? row[i] + row[i + 1] : row[i]);
+        row = sums;
+    }
+    return row[0];
+}
+
+template <typename T>
+void check_tree_sum(const std::vector<T>& rows, const std::vector<float>& wide, std::int64_t num_rows,
+                    std::int64_t numel) {
+    std::vector<float> expected(numel);
+    for (std::int64_t i = 0; i < numel; ++i) {
+        std::vector<float> column;
+        for (std::int64_t row = 0; row < num_rows; ++row) column.push_back(wide[row * numel + i]);
+        expected[i] = slow_tree(column);
+    }
+    for (InstructionSet set : supported_sets()) {
+        std::vector<float> sum(numel);
+        tree_sum(sum.data(), rows.data(), num_rows, numel, set);
+        EXPECT(equal_bits(sum, expected));
+    }
+}
+
+void tree_sum_adds_in_one_tree_for_every_number_of_rows() {
+    for (std::int64_t numel : {0, 1, 17, 511, 513, 1500}) {
+        for (std::int64_t num_rows = 1; num_rows <= 9; ++num_rows) {
+            const std::vector<float> rows = normal(num_rows * numel, static_cast<int>(num_rows));
+            check_tree_sum(rows, rows, num_rows, numel);
+            std::vector<BFloat16> short_rows;
+            std::vector<float> wide;
+            for (float value : rows) short_rows.push_back(to_bfloat16(value));
+            for (BFloat16 value : short_rows) wide.push_back(to_float(value));
+            check_tree_sum(short_rows, wide, num_rows, numel);
+        }
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -135,6 +177,7 @@ int main() {
     zeros_stay_zero();
     bfloat16_rounds_to_nearest_even();
     square_sum_follows_its_order_for_every_instruction_set();
+    tree_sum_adds_in_one_tree_for_every_number_of_rows();
     std::printf("instruction sets tested: %zu\n", supported_sets().size());
     return ie::tests::failures > 0;
 }

@@ -33,6 +33,7 @@ class Communicator:
         self.rank, self.world, self.device, self.levels = place.rank, place.world, device, tuple(levels)
         lanes: list[tuple[Lane, Level]] = [(lane, level) for level in levels for lane in _lanes_of(level)]
         self._store = _own_store(place) if self.world > 1 else None
+        self._num_agreed = 0
         self._groups: dict[tuple[Lane, str], dist.ProcessGroup] = {
             (lane, level.name): _own_group(level.groups(self.world)) for lane, level in lanes
         }
@@ -71,12 +72,14 @@ class Communicator:
             self.all_gather(flat.narrow(0, offset, length), levels[number])
 
     def agree(self, name: str, value: str) -> list[str]:
-        """What each rank says under `name`, in the order of ranks."""
+        """What each rank says under `name`, in the order of ranks; every rank asks in the same order."""
         if self._store is None:
             return [value]
+        self._num_agreed += 1
+        key = f"{name}/{self._num_agreed}"  # what was said the last time is still in the store
         with self.peers_named():
-            self._store.set(f"{name}/{self.rank}", value)
-            return [self._store.get(f"{name}/{rank}").decode() for rank in range(self.world)]
+            self._store.set(f"{key}/{self.rank}", value)
+            return [self._store.get(f"{key}/{rank}").decode() for rank in range(self.world)]
 
     def close(self) -> None:
         """Drop the groups: one that is alive when Python ends may abort, as its thread frees Python objects."""

@@ -68,8 +68,8 @@ class Bindings:
     """(lane, level) -> name of the process group, of which this rank is a member; 'all' is the world."""
     wire: torch.dtype
     """What gradients travel in; they are added in fp32."""
-    routes: Sequence[Route]
-    """How they travel, in the backend of the groups; see `transfers.routes`."""
+    routes: Mapping[str, Sequence[Route]]
+    """By name of the level: how its transfers travel, in the backend of the groups; see transfers.py."""
 
 
 class Step(Protocol):
@@ -120,7 +120,7 @@ class Executor:
             dict(bindings.buffers),
             [(_tensors(owned), owned.decayed_numel) for owned in bindings.owned],
             {f"{lane} {level}": group for (lane, level), group in bindings.groups.items()},
-            [route.row for route in bindings.routes],
+            {level: [route.row for route in routes] for level, routes in bindings.routes.items()},
             bindings.wire,
             [optim.clip, *optim.betas, optim.eps, optim.weight_decay],
         )

@@ -1,6 +1,7 @@
 """runtime: graph.mode=graph, a step as one captured Program that C++ executes.
 
-Capture, schedule, agree, compile, execute: the stages meet here, once, before the first step. Then a step is one call.
+Measure, capture, schedule, agree, compile, execute: the stages meet here, once, before the first step. Then a step is
+one call.
 """
 
 import os
@@ -21,9 +22,11 @@ from internevo_engine.plan.plan import Plan
 from internevo_engine.program import Program
 from internevo_engine.runtime.communicator import Communicator
 from internevo_engine.runtime.executor import Bindings, Executor, OwnedState, ParamView
+from internevo_engine.runtime.measure import machine_costs
 from internevo_engine.runtime.optimizers import Optimizer, Shard
 from internevo_engine.runtime.sharded_state import ShardedState
-from internevo_engine.runtime.transfers import routes
+from internevo_engine.runtime.transfers import cut_as_measured, routes
+from internevo_engine.schedule.costs import CostTable
 from internevo_engine.schedule.step_program import first_difference, recompute_of, step_program
 
 
@@ -47,19 +50,21 @@ class GraphStep:
             CaptureError: the model can't be captured whole.
             RanksDisagreeError: this rank would execute another Program than rank 0.
         """
+        costs = machine_costs(plan, communicator, say)
         with asking_machine(plan.config.graph.compile):
             graph = capture(model, loss_fn, example, recompute=recompute_of(plan.config.graph))
-        program = step_program(plan, graph)
+        program = step_program(plan, graph, costs)
         agree_on(program, communicator)
         if plan.config.graph.compile == "inductor":
             share_compilation(graph, plan, communicator)
         compiled = compile_regions(graph, plan.config.graph.compile, say)
-        return partial(cls, graph, program, compiled, plan, communicator)
+        return partial(cls, graph, program, costs, compiled, plan, communicator)
 
     def __init__(
         self,
         graph: StepGraph,
         program: Program,
+        costs: CostTable,
         compiled: Mapping[str, Runnable],
         plan: Plan,
         communicator: Communicator,
@@ -67,6 +72,8 @@ class GraphStep:
         optimizer: Optimizer,
     ) -> None:
         self.graph, self.program, self._communicator = graph, program, communicator
+        wire = TORCH_DTYPES[plan.config.comm.wire]
+        table = routes(communicator.backend, plan.config.comm.reduction, wire)
         bindings = Bindings(
             rank=communicator.rank,
             regions={call.name: bind(graph, call, compiled[call.region.name]) for call in graph.calls},
@@ -75,8 +82,8 @@ class GraphStep:
             buffers=_persistent(program, state),
             owned=[_owned(shard, optimizer) for shard in state.shards],
             groups=communicator.group_names,
-            wire=TORCH_DTYPES[plan.config.comm.wire],
-            routes=routes(communicator.backend, plan.config.comm.reduction, TORCH_DTYPES[plan.config.comm.wire]),
+            wire=wire,
+            routes={level.name: cut_as_measured(table, costs, level) for level in plan.levels},
         )
         self._executor = Executor(program, bindings, plan.config.optim)
 

@@ -1,19 +1,26 @@
 """runtime: the routes of transfers, as tables of rows; csrc/runtime/transfers.h carries them out.
 
-The plan's mode and wire choose a table once; the executor hands it to C++ and never looks at the mode again.
+The plan's mode and wire choose algorithms once, and what measure.py found chooses pieces for each level; the executor
+hands the rows to C++ and never looks at the mode again.
 `Transfers` is the same code for one process group, called from Python.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import isqrt
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from internevo_engine.program import Mode
+from internevo_engine.program import Level, Mode
+from internevo_engine.schedule.costs import CostTable, Transfer, TransferTime
 
 ANY_BYTES = 2**62
+MOST_PIECES = 64
+PIECES: Mapping[str, tuple[int, ...]] = {"gloo": (1, 4, 16, MOST_PIECES), "nccl": (1,)}
+"""Numbers worth measuring. NCCL fills a link in both directions by itself."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,7 @@ class Route:
 
     backend: str
     """'gloo', 'nccl', ..."""
-    transfer: Literal["reduce_scatter", "all_gather", "all_reduce"]
+    transfer: Transfer
     up_to_bytes: int
     """Of the longer side: what a reduce-scatter takes, what an all-gather gives."""
     algorithm: Literal["backend", "ordered"]
@@ -49,6 +56,23 @@ def routes(backend: str, mode: Mode, wire: torch.dtype, pieces: int = 1) -> tupl
         Route("nccl", "all_gather", ANY_BYTES, "backend", pieces),
     )
     return tuple(route for route in table if route.backend == backend)
+
+
+def cut_as_measured(table: Sequence[Route], costs: CostTable, level: Level) -> tuple[Route, ...]:
+    """The routes of a level: the pieces that were fastest there, for sizes near each one that was measured.
+
+    Algorithms stay, because they decide the bits of a sum; pieces don't, so measurement may choose them.
+    """
+    return tuple(row for route in table for row in _cut(route, costs.best_cuts(route.transfer, level)))
+
+
+def _cut(route: Route, best: Sequence[TransferTime]) -> Iterator[Route]:
+    if not best:
+        yield route
+        return
+    middles = [isqrt(smaller.bytes * larger.bytes) for smaller, larger in pairwise(best)]
+    for row, end in zip(best, [*middles, ANY_BYTES], strict=True):
+        yield replace(route, up_to_bytes=end, pieces=row.pieces)
 
 
 class Transfers:

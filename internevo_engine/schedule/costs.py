@@ -5,14 +5,17 @@ share a table make the same decisions; JSON, so that rank 0's table can serve al
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from internevo_engine.program import Level, Link
 from internevo_engine.schedule.graph_spec import CallSpec
 
-TransferKind = Literal["gather", "reduce"]
+Transfer = Literal["reduce_scatter", "all_gather", "all_reduce"]
+WORTH_CUTTING = 0.9
+"""More pieces are taken only where they need at most this share of the time: they cost the processor, and noise must
+not choose."""
 
 
 @dataclass(frozen=True)
@@ -28,23 +31,23 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class TransferRate:
-    """A measured row: all-gather, or reduce-scatter and all-reduce, over groups of one size."""
+class TransferTime:
+    """A measured row: one transfer over groups of one size, cut into pieces that are in flight together."""
 
-    kind: TransferKind
+    transfer: Transfer
     link: Link
     size: int
     """Ranks of a group."""
-    rate: Rate
-    """By the bytes that each rank sends."""
-
-
-@dataclass(frozen=True)
-class CallTime:
-    """A measured row: one call of a region."""
-
-    call: str
+    bytes: int
+    """Of the longer side: what a reduce-scatter takes, what an all-gather gives."""
+    pieces: int
     ns: int
+
+    @property
+    def bytes_sent(self) -> int:
+        """By each rank."""
+        once = self.bytes - self.bytes // self.size
+        return 2 * once if self.transfer == "all_reduce" else once
 
 
 @dataclass(frozen=True)
@@ -59,21 +62,25 @@ class CostTable:
     """What one rank sends to ranks of its host."""
     far: Rate
     """What one rank sends to other hosts while its neighbours do the same."""
-    transfers: tuple[TransferRate, ...] = ()
-    calls: tuple[CallTime, ...] = ()
+    transfers: tuple[TransferTime, ...] = ()
+    """Measured; every transfer and level in two sizes or more."""
 
     def call_ns(self, call: CallSpec) -> int:
-        """Measured, or the slower of its FLOPs and its bytes (the roofline)."""
-        for row in self.calls:
-            if row.call == call.name:
-                return row.ns
+        """The slower of its FLOPs and its bytes (the roofline)."""
         return max(self.memory.latency_ns + call.flops * 1000 // self.flops_per_us, self.memory.ns(call.bytes_moved))
 
-    def transfer_rate(self, kind: TransferKind, level: Level) -> Rate:
-        """Measured, or the link's: each of the level's `size - 1` peers costs the latency once."""
-        for row in self.transfers:
-            if (row.kind, row.link, row.size) == (kind, level.link, level.size):
-                return row.rate
+    def best_cuts(self, transfer: Transfer, level: Level) -> tuple[TransferTime, ...]:
+        """For each measured size, rising, the number of pieces to take; empty where nothing was measured."""
+        where = (transfer, level.link, level.size)
+        rows = [row for row in self.transfers if (row.transfer, row.link, row.size) == where]
+        sizes = sorted({row.bytes for row in rows})
+        return tuple(_best_cut([row for row in rows if row.bytes == size]) for size in sizes)
+
+    def transfer_rate(self, transfer: Transfer, level: Level) -> Rate:
+        """By bytes sent: measured, or the link's, where each of the level's `size - 1` peers costs the latency once."""
+        rows = self.best_cuts(transfer, level)
+        if rows:
+            return _line_through(rows[0], rows[-1])
         link = {"near": self.near, "far": self.far}[level.link]
         return Rate(link.latency_ns * (level.size - 1), link.bytes_per_us)
 
@@ -89,9 +96,19 @@ class CostTable:
             memory=Rate(**table["memory"]),
             near=Rate(**table["near"]),
             far=Rate(**table["far"]),
-            transfers=tuple(TransferRate(**{**row, "rate": Rate(**row["rate"])}) for row in table["transfers"]),
-            calls=tuple(CallTime(**row) for row in table["calls"]),
+            transfers=tuple(TransferTime(**row) for row in table["transfers"]),
         )
+
+
+def _best_cut(rows: Sequence[TransferTime]) -> TransferTime:
+    fastest = min(row.ns for row in rows)
+    return min((row for row in rows if row.ns * WORTH_CUTTING <= fastest), key=lambda row: row.pieces)
+
+
+def _line_through(small: TransferTime, large: TransferTime) -> Rate:
+    sent, ns = large.bytes_sent - small.bytes_sent, max(large.ns - small.ns, 1)
+    bytes_per_us = max(sent * 1000 // ns, 1)
+    return Rate(max(small.ns - small.bytes_sent * 1000 // bytes_per_us, 0), bytes_per_us)
 
 
 # Dense 16-bit matrix FLOPs, memory, NVLink one way and one network card a GPU as the vendor publishes them (A100 80 GB

@@ -12,7 +12,7 @@ from internevo_engine.models.loss import token_loss
 from internevo_engine.plan.plan import make_plan
 from internevo_engine.plan.topology import Topology
 from internevo_engine.program import Program
-from internevo_engine.schedule.step_program import recompute_of, step_program
+from internevo_engine.schedule.step_program import modelled_costs, recompute_of, step_program
 
 
 def program_of(config: Config, topology: Topology) -> Program:
@@ -26,4 +26,5 @@ def program_of(config: Config, topology: Topology) -> Program:
         model = Decoder(config.model, config.data.seq_len).to(TORCH_DTYPES[plan.dtype])
     shape = {"seq_len": config.data.seq_len, "micro_batch": config.data.micro_batch}
     example = RandomCorpus(config.model.vocab, **shape, seed=config.run.seed).micro_batch(0, 0, 1)
-    return step_program(plan, capture(model, token_loss, example, recompute=recompute_of(config.graph)))
+    graph = capture(model, token_loss, example, recompute=recompute_of(config.graph))
+    return step_program(plan, graph, modelled_costs(plan))

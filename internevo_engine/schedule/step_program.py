@@ -11,8 +11,8 @@ from internevo_engine.schedule.lower import lower
 from internevo_engine.schedule.make_program import make_header, make_program
 
 
-def step_program(plan: Plan, graph: StepGraph) -> Program:
-    """Schedule one step of `plan`. Pure: equal plans and graphs give an equal Program on every rank.
+def step_program(plan: Plan, graph: StepGraph, costs: CostTable) -> Program:
+    """Schedule one step of `plan`. Pure: equal arguments give an equal Program on every rank.
 
     Raises:
         ProgramError: the checker refuses the result.
@@ -26,8 +26,9 @@ def step_program(plan: Plan, graph: StepGraph) -> Program:
         micro_batches=plan.config.data.grad_accum,
         mode=plan.config.comm.reduction,
         param_bytes=DTYPE_BYTES[plan.dtype],
+        wire_bytes=DTYPE_BYTES[plan.config.comm.wire],
     )
-    return make_program(header, spec, cost_table(plan), overlap=plan.config.comm.overlap)
+    return make_program(header, spec, costs, overlap=plan.config.comm.overlap)
 
 
 def recompute_of(graph: GraphConfig) -> Recompute:
@@ -36,8 +37,8 @@ def recompute_of(graph: GraphConfig) -> Recompute:
     return MemoryBudget(int(asked.budget_gb * 1e9)) if isinstance(asked, RecomputeBudget) else asked
 
 
-def cost_table(plan: Plan) -> CostTable:
-    """Modelled rates of the kind of device that the plan is for; nothing is measured."""
+def modelled_costs(plan: Plan) -> CostTable:
+    """Rates of the kind of device that the plan is for, there or not; runtime/measure.py has those of this one."""
     return MODELLED[{"cpu": "cpu", "cuda": "a100"}[plan.topology.device]]
 
 

@@ -36,6 +36,9 @@ class Plan:
     overlap: bool = True
     micro_batches: int = 2
     dtype: torch.dtype = torch.float32
+    wire: torch.dtype = torch.float32
+    pieces: int = 2
+    """Of each transfer."""
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
@@ -104,6 +107,7 @@ def program(plan: Plan, world: int) -> Program:
         micro_batches=plan.micro_batches,
         mode=plan.mode,
         param_bytes=plan.dtype.itemsize,
+        wire_bytes=plan.wire.itemsize,
     )
     return make_program(header, graph, MODELLED["cpu"], overlap=plan.overlap)
 
@@ -157,15 +161,15 @@ def bind(program: Program, plan: Plan, place: Place, **changes: object) -> Bindi
         "buffers": buffers,
         "owned": owned,
         "groups": process_groups(program),
-        "wire": torch.float32,
-        "routes": plan_routes(plan),
+        "wire": plan.wire,
+        "routes": {level.name: plan_routes(plan) for level in cuts},
     }
     return Bindings(**{**bound, **changes})  # pyright: ignore[reportArgumentType]
 
 
 def plan_routes(plan: Plan) -> tuple[Route, ...]:
     """Ordered sums in both modes: in mode 'fast' the bits are then the interpreter's as well."""
-    return routes("gloo", "ordered", torch.float32, pieces=2 if plan.overlap else 1)
+    return routes("gloo", "ordered", plan.wire, pieces=plan.pieces if plan.overlap else 1)
 
 
 def call_params(plan: Plan, buckets: Sequence[Bucket]) -> dict[str, list[ParamView]]:

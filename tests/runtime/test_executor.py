@@ -189,7 +189,11 @@ def calls_of_a_step(place: Place, plan: Plan) -> tuple[Program, dict[tuple[Lane,
     """What each group was asked for in a step with NCCL's routes, which gloo can serve as well."""
     step_program = program(plan, place.world)
     bindings = bind(step_program, plan, place)
-    engine = Executor(step_program, replace(bindings, routes=routes("nccl", plan.mode, torch.float32)), OPTIM)
+    engine = Executor(
+        step_program,
+        replace(bindings, routes=dict.fromkeys(bindings.routes, routes("nccl", plan.mode, torch.float32))),
+        OPTIM,
+    )
     calls: dict[str, list[tuple[str, int]]] = {}
     library = record_collectives(calls)
     engine.step(batches_of(0, place.rank, place.world, plan), lr=0.1, step=1)

@@ -7,7 +7,7 @@ import pytest
 
 from internevo_engine.plan.levels import levels
 from internevo_engine.program import Instruction, Program, ProgramError
-from internevo_engine.schedule.costs import MODELLED, CallTime, CostTable, Rate, TransferRate
+from internevo_engine.schedule.costs import MODELLED, CostTable, Rate, Transfer, TransferTime
 from internevo_engine.schedule.make_program import check, gather_window, make_header, make_program
 from internevo_engine.schedule.report import predict_spans
 from tests.schedule.synthetic import decoder_spec, plan_buckets, schedule_graph, tiny_program
@@ -120,7 +120,15 @@ def test_a_window_too_small_for_one_call_is_named() -> None:
     graph, costs = decoder_spec(numels, 8), MODELLED["cpu"]
     buckets = plan_buckets(numels, num_shards=2, target_bytes=64)
     header = make_header(
-        graph, buckets, levels(2, 2, 2, 2, 2), world=2, micro_batches=1, mode="fast", param_bytes=2, gather_ahead=0
+        graph,
+        buckets,
+        levels(2, 2, 2, 2, 2),
+        world=2,
+        micro_batches=1,
+        mode="fast",
+        param_bytes=2,
+        wire_bytes=4,
+        gather_ahead=0,
     )
     with pytest.raises(ProgramError, match=r"window_bytes=40 does not hold the \d+ bytes of parameters that one call"):
         make_program(replace(header, window_bytes=40), graph, costs, overlap=True)
@@ -132,19 +140,38 @@ def test_a_header_that_does_not_add_up_is_named() -> None:
         check(replace(program, world=3))
 
 
+def timed(transfer: Transfer, num_bytes: int, pieces: int, ns: int) -> TransferTime:
+    return TransferTime(transfer, "near", 2, num_bytes, pieces, ns)
+
+
+def test_more_pieces_are_taken_only_where_they_are_clearly_faster() -> None:
+    (level,) = levels(1, 1, 2, 2, 2)
+    small = [timed("all_gather", 1000, pieces, ns) for pieces, ns in ((1, 100), (4, 95), (16, 300))]
+    large = [timed("all_gather", 9000, pieces, ns) for pieces, ns in ((1, 900), (4, 700), (16, 500), (64, 490))]
+    costs = replace(MODELLED["cpu"], transfers=(*large, *small))
+    assert costs.best_cuts("all_gather", level) == (small[0], large[2])
+    assert costs.best_cuts("all_reduce", level) == ()
+
+
+def test_a_measured_rate_is_never_negative_nor_infinite() -> None:
+    (level,) = levels(1, 1, 2, 2, 2)
+    noisy = (timed("all_gather", 1000, 1, 500), timed("all_gather", 9000, 1, 400))  # the larger one was faster
+    rate = replace(MODELLED["cpu"], transfers=noisy).transfer_rate("all_gather", level)
+    assert rate.latency_ns >= 0
+    assert rate.ns(10**9) >= 0
+
+
 def test_measured_rows_win_over_modelled_ones() -> None:
     graph = decoder_spec([[16], [16], [16]], 8)
     (level,) = levels(1, 1, 2, 2, 2)
     modelled = CostTable(1000, Rate(10, 1000), near=Rate(20, 1000), far=Rate(30, 10))
     measured = replace(
         modelled,
-        transfers=(TransferRate("reduce", "near", 2, Rate(7, 70)),),
-        calls=(CallTime(graph.calls[0].name, 12345),),
+        transfers=tuple(timed("reduce_scatter", num_bytes, 1, 7 + num_bytes * 50) for num_bytes in (2000, 20_000)),
     )
-    assert modelled.transfer_rate("reduce", level) == Rate(20, 1000)
-    assert measured.transfer_rate("reduce", level) == Rate(7, 70)
-    assert measured.transfer_rate("gather", level) == Rate(20, 1000)
-    assert measured.call_ns(graph.calls[0]) == 12345
+    assert modelled.transfer_rate("reduce_scatter", level) == Rate(20, 1000)
+    assert measured.transfer_rate("reduce_scatter", level) == Rate(7, 10)  # half of the bytes leave a rank of two
+    assert measured.transfer_rate("all_gather", level) == Rate(20, 1000)
     assert modelled.call_ns(graph.calls[0]) == max(
         10 + graph.calls[0].flops, Rate(10, 1000).ns(graph.calls[0].bytes_moved)
     )
