@@ -122,8 +122,7 @@ class Instruction:
     level: str | None
     """A level's name, or 'all' for the whole world."""
     bytes: int
-    """Sent by each rank. All-gather and reduce-scatter of n bytes over s ranks: n - n / s; all-reduce: twice that, of
-    slices padded to equal length."""
+    """Sent by each rank: n - n / s for an all-gather of n bytes over s ranks; twice that, padded, for an all-reduce."""
     cost: int
     """Predicted duration, in nanoseconds."""
     reads: tuple[str, ...]
@@ -176,12 +175,10 @@ def _lines(program: Program) -> Iterator[str]:
         f"param_bytes={program.param_bytes} wire_bytes={program.wire_bytes} window_bytes={program.window_bytes} "
         f"loss={_join(program.loss)}"
     )
-    for level in program.levels:
-        yield f"level {level.name} size={level.size} stride={level.stride} link={level.link}"
+    yield from (f"level {each.name} size={each.size} stride={each.stride} link={each.link}" for each in program.levels)
     for index, bucket in enumerate(program.buckets):
         yield f"bucket {index} numel={bucket.numel} grads={_join(bucket.grads)}"
-    for value in program.values:
-        yield f"value {value.name} bytes={value.bytes}"
+    yield from (f"value {value.name} bytes={value.bytes}" for value in program.values)
     for call in program.calls:
         yield f"call {call.name} reads={_join(call.reads)} buckets={_join(call.buckets)} writes={_join(call.writes)}"
     for buffer in program.buffers:
@@ -234,8 +231,8 @@ def _read_call(line: "_Line") -> Call:
 
 
 def _read_buffer(line: "_Line") -> Buffer:
-    is_persistent = line.choice(line.word(2), ("persistent", "transient")) == "persistent"
-    return Buffer(line.word(1), line.integer("bytes"), is_persistent)
+    lifetime = line.choice(line.word(2), ("persistent", "transient"))
+    return Buffer(line.word(1), line.integer("bytes"), lifetime == "persistent")
 
 
 def _read_instruction(line: "_Line", number: int) -> Instruction:

@@ -95,6 +95,11 @@ class GraphStep:
         inputs = [_named(batch_values(self.graph, batch)) for batch in micro_batches]
         return self._executor.step(inputs, lr=lr, step=step, stop=stop).tolist()
 
+    @property
+    def trace(self) -> torch.Tensor:
+        """When each instruction of `program` ran in the last step; see Executor.trace."""
+        return self._executor.trace
+
     def close(self) -> None:
         """End the lanes' threads and let go of the process groups."""
         self._executor.close()

@@ -34,6 +34,8 @@ REPEATS = 3
 MATMUL_NS = 2_000_000
 """A matrix product of this time is large enough to time."""
 COPY_BYTES = 32 * 1024 * 1024
+LEAST_PIECE_BYTES = 4096
+"""Smaller pieces are all latency."""
 
 
 def machine_costs(plan: Plan, communicator: Communicator, say: Callable[[str], None]) -> CostTable:
@@ -157,7 +159,7 @@ class _Trial:
         for number, num_bytes in enumerate(self._sizes):
             if number >= 2 and not self._goes_on(spent * num_bytes // self._sizes[number - 1]):
                 return
-            rows = [self._row(num_bytes, pieces) for pieces in self._pieces()]
+            rows = [self._row(num_bytes, pieces) for pieces in self._pieces(num_bytes)]
             spent = REPEATS * sum(row.ns for row in rows)
             yield from rows
 
@@ -169,11 +171,12 @@ class _Trial:
     def _table(self, pieces: int) -> tuple[Route, ...]:
         return routes(self._communicator.backend, self._comm.reduction, TORCH_DTYPES[self._comm.wire], pieces)
 
-    def _pieces(self) -> tuple[int, ...]:
+    def _pieces(self, num_bytes: int) -> tuple[int, ...]:
         """A sum that is left to the backend is never cut."""
         algorithm = next(row.algorithm for row in self._table(1) if row.transfer == self._transfer)
         is_cut = self._transfer == "all_gather" or algorithm == "ordered"
-        return PIECES[self._communicator.backend] if is_cut else (1,)
+        pieces = PIECES[self._communicator.backend] if is_cut else (1,)
+        return tuple(number for number in pieces if number == 1 or num_bytes >= number * LEAST_PIECE_BYTES)
 
     def _row(self, num_bytes: int, pieces: int) -> TransferTime:
         level, device = self._level, self._communicator.device

@@ -2,20 +2,17 @@
 
 import math
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from internevo_engine.program import Lane, Program
+from internevo_engine.program import Program
 from internevo_engine.runtime.executor import Executor
 from internevo_engine.runtime.interpreter import Interpreter
 from internevo_engine.runtime.launch import Place
-from internevo_engine.runtime.transfers import routes
 from tests.ranks import run_ranks
 from tests.runtime import linear_step
 from tests.runtime.linear_step import OPTIM, Plan, batches_of, bind, program, whole_states
@@ -158,68 +155,3 @@ def test_the_trace_keeps_the_order_of_lanes_and_dependencies(tmp_path: Path) -> 
             assert all(times[earlier][1] <= start for earlier in i.after)
             assert last_of_lane.get(i.lane, 0) <= start, "two instructions of one lane at once"
             last_of_lane[i.lane] = stop
-
-
-def record_collectives(calls: dict[str, list[tuple[str, int]]]) -> torch.library.Library:
-    """From here on in this process each collective of gloo notes (name, bytes of the longer side) by group name."""
-
-    def noted(name: str, group: Any, longer: Tensor) -> dist.Backend:
-        group = dist.ProcessGroup.unbox(group)
-        calls.setdefault(group.group_name, []).append((name, longer.nbytes))
-        return group._get_backend(torch.device("cpu"))
-
-    def all_gather(out: Tensor, own: Tensor, group: Any, *_: Any) -> tuple[Tensor, Any]:
-        return out, noted("all_gather", group, out)._allgather_base(out, own).boxed()
-
-    def reduce_scatter(out: Tensor, whole: Tensor, group: Any, *_: Any) -> tuple[Tensor, Any]:
-        # gloo's own has no future; what it writes does not matter here
-        return out, noted("reduce_scatter", group, whole).allreduce([whole]).boxed()
-
-    def all_reduce(tensors: list[Tensor], group: Any, *_: Any) -> tuple[list[Tensor], Any]:
-        return tensors, noted("all_reduce", group, tensors[0]).allreduce(tensors).boxed()
-
-    library = torch.library.Library("c10d", "IMPL")
-    library.impl("_allgather_base_", all_gather, "CPU", allow_override=True)
-    library.impl("_reduce_scatter_base_", reduce_scatter, "CPU", allow_override=True)
-    library.impl("allreduce_", all_reduce, "CPU", allow_override=True)
-    return library
-
-
-def calls_of_a_step(place: Place, plan: Plan) -> tuple[Program, dict[tuple[Lane, str], list[tuple[str, int]]]]:
-    """What each group was asked for in a step with NCCL's routes, which gloo can serve as well."""
-    step_program = program(plan, place.world)
-    bindings = bind(step_program, plan, place)
-    engine = Executor(
-        step_program,
-        replace(bindings, routes=dict.fromkeys(bindings.routes, routes("nccl", plan.mode, torch.float32))),
-        OPTIM,
-    )
-    calls: dict[str, list[tuple[str, int]]] = {}
-    library = record_collectives(calls)
-    engine.step(batches_of(0, place.rank, place.world, plan), lr=0.1, step=1)
-    library._destroy()
-    return step_program, {where: calls[group] for where, group in bindings.groups.items()}
-
-
-def calls_expected(step_program: Program, lane: str, level_name: str) -> list[tuple[str, int]]:
-    """One call of the backend for each transfer of a lane, in the order of the Program."""
-    level = next((each for each in step_program.levels if each.name == level_name), None)
-    names = {"gather": "all_gather", "refresh": "all_gather", "reduce": "reduce_scatter", "norm": "all_reduce"}
-    calls = []
-    for i in step_program.instructions:
-        if (i.lane, i.level) == (lane, level_name):
-            name = "all_reduce" if level and level.state == "R" else names[i.kind]
-            sent_twice = 2 if name == "all_reduce" else 1
-            calls.append((name, i.bytes // sent_twice * level.size // (level.size - 1) if level else -1))
-    return calls
-
-
-@pytest.mark.parametrize("groups", [(1, 1, 1), (1, 2, 2), (2, 2, 2)])
-def test_in_nccls_routes_each_transfer_is_one_call_in_program_order(
-    tmp_path: Path, groups: tuple[int, int, int]
-) -> None:
-    for step_program, calls in run_ranks(calls_of_a_step, 2, tmp_path, Plan(groups, mode="fast")):
-        assert len(calls) > 1
-        for (lane, level), found in calls.items():
-            of_levels = [(name, num_bytes if level != "all" else -1) for name, num_bytes in found]
-            assert of_levels == calls_expected(step_program, lane, level)
