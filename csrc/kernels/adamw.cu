@@ -62,6 +62,7 @@ __global__ void __launch_bounds__(kThreads)
     adamw_kernel(const AdamWBuffers b, const AdamWStep step, const float* grad_scale) {
     const std::int64_t begin = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kWidth;
     const float scale = *grad_scale;
+    if (scale == 0) return;
     if (begin + kWidth <= b.numel) {
         update4<Out>(b, step, scale, begin);
         return;

@@ -38,6 +38,27 @@ float* flat_data(const Tensor& tensor, const char* name) {
     return static_cast<float*>(tensor.data_ptr());
 }
 
+ExactSums exact_sums(const Tensor& words) {
+    IE_CHECK(words.scalar_type() == ScalarType::Long, "words must be int64, not ", words.scalar_type());
+    check_contiguous(words, "words");
+    IE_CHECK(words.numel() % kernels::ExactSum::kWords == 0, "words has ", words.numel(),
+             " elements; a sum has ", kernels::ExactSum::kWords);
+    return {static_cast<std::int64_t*>(words.data_ptr()), words.numel() / kernels::ExactSum::kWords};
+}
+
+std::int64_t* exact_sum(const Tensor& words, const Tensor& added) {
+    const ExactSums sums = exact_sums(words);
+    IE_CHECK(sums.count == 1, "words are ", sums.count, " sums, but one is added to");
+    IE_CHECK(words.device() == added.device(), "words and what is added are on different devices");
+    return sums.words;
+}
+
+const double* exact_values(const Tensor& values) {
+    IE_CHECK(values.scalar_type() == ScalarType::Double, "values must be float64, not ", values.scalar_type());
+    check_contiguous(values, "values");
+    return static_cast<const double*>(values.data_ptr());
+}
+
 kernels::AdamWBuffers adamw_buffers(const Tensor& master, const Tensor& exp_avg, const Tensor& exp_avg_sq,
                                     const Tensor& grad, const std::optional<Tensor>& param_out,
                                     const Tensor& grad_scale, std::int64_t decayed_numel) {

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "kernels/adamw.h"
+#include "kernels/exact_sum.h"
 
 namespace ie::ops {
 
@@ -23,5 +24,16 @@ kernels::AdamWStep adamw_step(double lr, double beta1, double beta2, double eps,
 
 // The data of a contiguous fp32 tensor, which an error calls `name`.
 float* flat_data(const Tensor& tensor, const char* name);
+
+// Exact sums that lie side by side: contiguous int64 [..., kWords].
+struct ExactSums {
+    std::int64_t* words;
+    std::int64_t count;
+};
+ExactSums exact_sums(const Tensor& words);
+std::int64_t* exact_sum(const Tensor& words, const Tensor& added);  // one, on the device of what is added
+
+// Contiguous fp64, as many as the tensor has.
+const double* exact_values(const Tensor& values);
 
 }  // namespace ie::ops

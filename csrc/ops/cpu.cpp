@@ -21,6 +21,7 @@ void adamw_cpu(const Tensor& master, const Tensor& exp_avg, const Tensor& exp_av
         adamw_buffers(master, exp_avg, exp_avg_sq, grad, param_out, grad_scale, decayed_numel);
     const auto constants = adamw_step(lr, beta1, beta2, eps, weight_decay, step);
     const float scale = *static_cast<const float*>(grad_scale.data_ptr());
+    if (scale == 0) return;
     const std::int64_t num_units = (buffers.numel + kUnit - 1) / kUnit;
     parallel_for(0, num_units, kGrain, [&](std::int64_t begin, std::int64_t end) {
         kernels::adamw_range(buffers, constants, scale, begin * kUnit, std::min(end * kUnit, buffers.numel));
@@ -38,10 +39,34 @@ Tensor square_sum_cpu(const Tensor& x) {
     return sum;
 }
 
+void exact_add_cpu(const Tensor& words, const Tensor& values) {
+    kernels::ExactSum sum(exact_sum(words, values));
+    const double* data = exact_values(values);
+    for (std::int64_t i = 0; i < values.numel(); ++i) sum.add(data[i]);
+    sum.carry();
+}
+
+void exact_add_squares_cpu(const Tensor& words, const Tensor& x) {
+    kernels::ExactSum(exact_sum(words, x)).add_squares(flat_data(x, "x"), x.numel());
+}
+
+Tensor exact_values_cpu(const Tensor& words) {
+    const ExactSums sums = exact_sums(words);
+    Tensor values = torch::stable::empty({sums.count}, torch::headeronly::ScalarType::Double);
+    for (std::int64_t i = 0; i < sums.count; ++i) {
+        static_cast<double*>(values.data_ptr())[i] =
+            kernels::ExactSum(sums.words + i * kernels::ExactSum::kWords).value();
+    }
+    return values;
+}
+
 }  // namespace
 }  // namespace ie::ops
 
 STABLE_TORCH_LIBRARY_IMPL(internevo, CPU, m) {
     m.impl("adamw_", TORCH_BOX(&ie::ops::adamw_cpu));
     m.impl("square_sum", TORCH_BOX(&ie::ops::square_sum_cpu));
+    m.impl("exact_add_", TORCH_BOX(&ie::ops::exact_add_cpu));
+    m.impl("exact_add_squares_", TORCH_BOX(&ie::ops::exact_add_squares_cpu));
+    m.impl("exact_values_", TORCH_BOX(&ie::ops::exact_values_cpu));
 }

@@ -51,10 +51,35 @@ Tensor square_sum_cuda(const Tensor& x) {
     return sum;
 }
 
+void exact_add_cuda(const Tensor& words, const Tensor& values) {
+    const DeviceGuard guard(words.get_device_index());
+    kernels::exact_add_cuda(exact_sum(words, values), exact_values(values), values.numel(),
+                            current_stream(words));
+}
+
+void exact_add_squares_cuda(const Tensor& words, const Tensor& x) {
+    const float* data = flat_data(x, "x");
+    check_aligned(data, "x");
+    const DeviceGuard guard(words.get_device_index());
+    kernels::exact_add_squares_cuda(exact_sum(words, x), data, x.numel(), current_stream(words));
+}
+
+Tensor exact_values_cuda(const Tensor& words) {
+    const ExactSums sums = exact_sums(words);
+    const DeviceGuard guard(words.get_device_index());
+    const Tensor values = torch::stable::new_empty(words, {sums.count}, ScalarType::Double);
+    kernels::exact_values_cuda(sums.words, static_cast<double*>(values.data_ptr()), sums.count,
+                               current_stream(words));
+    return values;
+}
+
 }  // namespace
 }  // namespace ie::ops
 
 STABLE_TORCH_LIBRARY_IMPL(internevo, CUDA, m) {
     m.impl("adamw_", TORCH_BOX(&ie::ops::adamw_cuda));
     m.impl("square_sum", TORCH_BOX(&ie::ops::square_sum_cuda));
+    m.impl("exact_add_", TORCH_BOX(&ie::ops::exact_add_cuda));
+    m.impl("exact_add_squares_", TORCH_BOX(&ie::ops::exact_add_squares_cuda));
+    m.impl("exact_values_", TORCH_BOX(&ie::ops::exact_values_cuda));
 }

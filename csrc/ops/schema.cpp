@@ -10,4 +10,7 @@ STABLE_TORCH_LIBRARY(internevo, m) {
         "weight_decay, "
         "int step) -> ()");
     m.def("square_sum(Tensor x) -> Tensor");
+    m.def("exact_add_(Tensor(a!) words, Tensor values) -> ()");
+    m.def("exact_add_squares_(Tensor(a!) words, Tensor x) -> ()");
+    m.def("exact_values_(Tensor(a!) words) -> Tensor");
 }

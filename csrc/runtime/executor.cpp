@@ -33,16 +33,6 @@ std::int64_t bucket_of(const std::string& what) {
     return what.starts_with("bucket[") ? std::stoll(what.substr(7)) : -1;
 }
 
-std::unique_ptr<Lanes> make_lanes(const core::Program& program) {
-    std::vector<std::vector<std::size_t>> queues(core::kNumLanes), after;
-    for (std::size_t i = 0; i < program.instructions.size(); ++i) {
-        const core::Instruction& instruction = program.instructions[i];
-        queues[static_cast<std::size_t>(instruction.lane)].push_back(i);
-        after.emplace_back(instruction.after.begin(), instruction.after.end());
-    }
-    return std::make_unique<Lanes>(queues, std::move(after));
-}
-
 void adamw(const Shard& shard, const at::Tensor& grad, const at::Tensor& grad_scale, const Settings& settings,
            double lr, std::int64_t step) {
     using Op = void(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
@@ -59,7 +49,8 @@ void adamw(const Shard& shard, const at::Tensor& grad, const at::Tensor& grad_sc
 Executor::Executor(const std::string& program, Bindings bindings)
     : program_(core::parse_program(program)),
       bindings_(std::move(bindings)),
-      memory_(program_, bindings_.buffers) {
+      memory_(program_, bindings_.buffers),
+      totals_(memory_.device()) {
     const std::size_t num_buckets = program_.buckets.size();
     IE_CHECK(bindings_.grad_offsets.size() == num_buckets && bindings_.shards.size() == num_buckets,
              "the Program has ", num_buckets, " buckets, not ", bindings_.grad_offsets.size(), " and ",
@@ -68,16 +59,27 @@ Executor::Executor(const std::string& program, Bindings bindings)
              "the Program sends gradients of ", program_.wire_bytes, " bytes, not of ", bindings_.wire);
     for (std::size_t b = 0; b < num_buckets; ++b)
         param_slots_.push_back(memory_.slot(core::name_in("param", b)));
+    Queueing queueing = make_queueing(bindings_.queueing, program_, memory_.device());
+    wait_ = std::move(queueing.wait);
     const auto lines = instruction_lines(program, program_.instructions.size());
-    for (std::size_t i = 0; i < lines.size(); ++i)
+    for (std::size_t i = 0; i < lines.size(); ++i) {
         orders_.push_back(resolve(program_.instructions[i], lines[i]));
-    lanes_ = make_lanes(program_);
+        orders_[i].releases = slots(queueing.releases[i]);
+    }
+    last_releases_ = slots(queueing.releases.back());
+    lanes_ = std::move(queueing.lanes);
+}
+
+std::vector<Memory::Slot> Executor::slots(const core::Names& names) const {
+    std::vector<Memory::Slot> slots;
+    for (const std::string& name : names) slots.push_back(memory_.slot(name));
+    return slots;
 }
 
 Executor::Order Executor::resolve(const core::Instruction& instruction, const std::string& line) {
-    Order order{.kind = instruction.kind, .note = "in instruction " + line, .reads = {}, .writes = {}};
-    for (const std::string& name : instruction.reads) order.reads.push_back(memory_.slot(name));
-    for (const std::string& name : instruction.writes) order.writes.push_back(memory_.slot(name));
+    Order order{.kind = instruction.kind, .note = "in instruction " + line};
+    order.reads = slots(instruction.reads);
+    order.writes = slots(instruction.writes);
     order.bucket = bucket_of(instruction.what);
     if (instruction.kind == Kind::kCompute) resolve_call(order, instruction.what);
     if (!instruction.level.empty()) resolve_level(order, instruction);
@@ -112,7 +114,7 @@ const Transfers* Executor::transfers_for(const core::Instruction& instruction) {
         IE_CHECK(name != bindings_.groups.end(), "no process group for lane and level '", place, "'");
         found->second = std::make_unique<Transfers>(c10d::resolve_process_group(name->second),
                                                     bindings_.routes[instruction.level], bindings_.wire,
-                                                    [this](c10d::Work& work) { wait(work); });
+                                                    wait_);
     }
     return found->second.get();
 }
@@ -141,12 +143,12 @@ bool Executor::is_first_replica() const {
 at::Tensor Executor::step(const Memory::Tensors& inputs, double lr, std::int64_t step, bool stop) {
     lr_ = lr;
     step_ = step;
-    grad_scale_.reset();
     totals_.reset();
-    totals_.add(Totals::kStop, stop);
+    totals_.add(Totals::kStop, at::full({1}, static_cast<double>(stop), at::kDouble));
     for (const auto& [name, tensor] : inputs) memory_.put(memory_.slot(name), tensor);
     memory_.reset_peak();
     lanes_->run([this](std::size_t instruction) { execute(instruction); });
+    release(last_releases_);
     for (const auto& [name, tensor] : inputs) memory_.free(memory_.slot(name));
     return totals_.tensor();
 }
@@ -159,7 +161,7 @@ void Executor::refresh() {
 
 at::Tensor Executor::trace() const {
     std::vector<std::int64_t> times;
-    for (const Lanes::Span& span : lanes_->spans()) {
+    for (const LaneRunner::Span& span : lanes_->spans()) {
         for (const auto time : {span.start, span.end}) {
             times.push_back(std::chrono::nanoseconds(time.time_since_epoch()).count());
         }
@@ -171,6 +173,7 @@ void Executor::execute(std::size_t instruction) {
     const at::NoGradGuard no_grad;
     const c10::DeviceGuard on_device(memory_.device());  // a thread begins on device 0
     const Order& order = orders_[instruction];
+    release(order.releases);
     try {
         (this->*kActions[static_cast<std::size_t>(order.kind)])(order);
     } catch (python_error& error) {
@@ -187,14 +190,8 @@ void Executor::execute(std::size_t instruction) {
     }
 }
 
-// Waits for a collective, or for an error in another lane.
-void Executor::wait(c10d::Work& work) const {
-    if (!work.isCompleted()) {
-        const auto future = work.getFuture();
-        future->addCallback([wake = lanes_->waker()](c10::ivalue::Future&) { wake(); });
-        lanes_->wait_until([&] { return future->completed(); });
-    }
-    work.wait();
+void Executor::release(const std::vector<Memory::Slot>& slots) {
+    for (const Memory::Slot slot : slots) memory_.free(slot);
 }
 
 // In the order of core::Kind; a refresh is a gather in place.
@@ -260,23 +257,16 @@ void Executor::norm(const Order& order) {
         return;
     }
     for (std::size_t i = program_.buckets.size(); i < order.reads.size(); i += 2) {
-        totals_.add(Totals::kLossSum, memory_.read(order.reads[i]).item().toDouble());
-        totals_.add(Totals::kCount, memory_.read(order.reads[i + 1]).item().toDouble());
+        totals_.add(Totals::kLossSum, memory_.read(order.reads[i]));
+        totals_.add(Totals::kCount, memory_.read(order.reads[i + 1]));
     }
-    if (order.transfers) totals_.sum_over(*order.transfers, memory_.device());
-    if (!totals_.are_usable()) return;
-    const double scale = totals_.grad_scale(bindings_.settings.clip);
-    grad_scale_ = at::full({1}, scale, bindings_.shards[0].master.options());
+    if (order.transfers) totals_.sum_over(*order.transfers);
+    grad_scale_ = totals_.grad_scale(bindings_.settings.clip);
 }
 
 void Executor::update(const Order& order) {
-    if (!grad_scale_.defined()) return;
     const at::Tensor& grad = memory_.read(order.reads[0]);
     adamw(bindings_.shards[order.bucket], grad, grad_scale_, bindings_.settings, lr_, step_);
-}
-
-void Executor::free(const Order& order) {
-    for (const Memory::Slot slot : order.writes) memory_.free(slot);
 }
 
 }  // namespace ie::runtime

@@ -4,9 +4,10 @@
 //     step(inputs, lr, step, stop) -> [loss sum, count, stop, square sum] over all micro-batches and ranks
 //
 // What each instruction does is csrc/core/layout.h read as orders: a kind is a row of kActions, an operand a
-// slot of Memory, a lane a thread, a (lane, level) a process group. Parameters are updated unless the loss or
-// the gradient is not finite or nothing was counted; the caller sees that in what step() returns, and then no
-// rank has updated anything.
+// slot of Memory, a lane a thread or a stream of the device (queueing.h), a (lane, level) a process group.
+// Parameters are updated unless the loss or the gradient is not finite or nothing was counted; the caller sees
+// that in what step() returns, and then no rank has updated anything. On streams step() returns as soon as
+// everything is queued: reading what it returned is the only wait for the device.
 //
 // An error in any lane ends the step and is rethrown with the instruction it happened in: what a region
 // raises as it is, with a note; an error of a backend as DistBackendError. The executor is of no use then.
@@ -22,8 +23,8 @@
 #include <vector>
 
 #include "core/program.h"
-#include "runtime/lanes.h"
 #include "runtime/memory.h"
+#include "runtime/queueing.h"
 #include "runtime/region.h"
 #include "runtime/totals.h"
 #include "runtime/transfers.h"
@@ -64,6 +65,7 @@ struct Bindings {
     std::unordered_map<std::string, std::vector<Route>> routes;  // of each level; the world has none
     at::ScalarType wire;
     Settings settings;
+    std::string queueing;  // what lanes are: a row of queueing.cpp
 };
 
 class Executor : public torch::CustomClassHolder {
@@ -89,7 +91,8 @@ class Executor : public torch::CustomClassHolder {
     struct Order {
         core::Kind kind;
         std::string note;                         // what errors say of where they happened
-        std::vector<Memory::Slot> reads, writes;  // of a call: values only
+        std::vector<Memory::Slot> reads{}, writes{};  // of a call: values only
+        std::vector<Memory::Slot> releases{};         // whose memory goes back before this one
         std::int64_t bucket = -1;
         const BoundCall* call = nullptr;
         const Transfers* transfers = nullptr;
@@ -99,6 +102,7 @@ class Executor : public torch::CustomClassHolder {
     using Action = void (Executor::*)(const Order&);
     static const Action kActions[];
 
+    std::vector<Memory::Slot> slots(const core::Names& names) const;
     Order resolve(const core::Instruction& instruction, const std::string& line);
     void resolve_call(Order& order, const std::string& name);
     void resolve_level(Order& order, const core::Instruction& instruction);
@@ -107,7 +111,7 @@ class Executor : public torch::CustomClassHolder {
     bool is_first_replica() const;
 
     void execute(std::size_t instruction);
-    void wait(c10d::Work& work) const;
+    void release(const std::vector<Memory::Slot>& slots);
 
     void gather(const Order& order);
     void compute(const Order& order);
@@ -116,7 +120,7 @@ class Executor : public torch::CustomClassHolder {
     void accumulate(const Order& order);
     void norm(const Order& order);
     void update(const Order& order);
-    void free(const Order& order);
+    void free(const Order&) {}  // the releases are all of it, here or in a later instruction
 
     core::Program program_;
     Bindings bindings_;
@@ -128,9 +132,11 @@ class Executor : public torch::CustomClassHolder {
 
     double lr_ = 0;
     std::int64_t step_ = 0;
-    at::Tensor grad_scale_;  // [1] fp32; undefined where the step must not update
+    at::Tensor grad_scale_;  // [1] fp32; 0 where the step must not update
 
-    std::unique_ptr<Lanes> lanes_;  // last: its threads end before what they use
+    std::vector<Memory::Slot> last_releases_;  // at the end of the step
+    Transfers::Wait wait_;
+    std::unique_ptr<LaneRunner> lanes_;  // last: its threads end before what they use
 };
 
 }  // namespace ie::runtime

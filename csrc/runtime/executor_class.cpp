@@ -57,10 +57,12 @@ c10::intrusive_ptr<Executor> make(const string& program, int64_t rank, const std
                                   const std::vector<ShardTuple>& shards,
                                   const c10::Dict<string, string>& groups,
                                   const c10::Dict<string, std::vector<Route::Row>>& routes,
-                                  at::ScalarType wire, const std::vector<double>& settings) {
+                                  at::ScalarType wire, const std::vector<double>& settings,
+                                  const string& queueing) {
     return c10::make_intrusive<Executor>(
         program, Bindings{rank, to_calls(calls), std::move(grad_offsets), to_map(buffers), to_shards(shards),
-                          to_map(groups), to_routes(routes), wire, to_settings(settings)});
+                          to_map(groups), to_routes(routes), wire, to_settings(settings),
+                          queueing});
 }
 
 at::Tensor step(const c10::intrusive_ptr<Executor>& executor, const c10::Dict<string, at::Tensor>& inputs,

@@ -13,45 +13,34 @@
 // error elsewhere frees it. Whoever makes its condition true calls the function that waker() returned; it may
 // be called at any time, also when these lanes are gone.
 //
-// Lanes are host threads. On CUDA they queue their work on one stream, in an order that keeps every
-// dependency: right, but only collectives overlap. A stream and an event for each lane would be rows of Lane
-// and of the instructions, waited for in start_when_ready().
+// For a device that has streams of its own see streams.h.
 #pragma once
 
 #include <atomic>
-#include <chrono>
-#include <cstddef>
 #include <exception>
-#include <functional>
 #include <memory>
 #include <thread>
-#include <vector>
+
+#include "runtime/lane_runner.h"
 
 namespace ie::runtime {
 
-class Lanes {
+class Lanes : public LaneRunner {
   public:
-    using Execute = std::function<void(std::size_t instruction)>;
-
-    struct Span {
-        std::chrono::steady_clock::time_point start, end;
-    };
-
     // queues[l] lists the instructions of lane l; every instruction from 0 on is in one queue, and after[i]
     // are the instructions that must end before i starts. Waits that can never end are the caller's mistake.
     Lanes(const std::vector<std::vector<std::size_t>>& queues, std::vector<std::vector<std::size_t>> after);
-    ~Lanes();
+    ~Lanes() override;
     Lanes(const Lanes&) = delete;
     Lanes& operator=(const Lanes&) = delete;
 
-    void run(const Execute& execute);
+    void run(const Execute& execute) override;
 
     // Only inside execute().
     void wait_until(const std::function<bool()>& condition) const;
     std::function<void()> waker() const;
 
-    // When each instruction ran in the last step. Not while one runs.
-    const std::vector<Span>& spans() const { return spans_; }
+    const std::vector<Span>& spans() const override { return spans_; }
 
   private:
     struct Lane {

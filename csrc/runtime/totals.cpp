@@ -2,53 +2,46 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 
-#include <algorithm>
-#include <cmath>
+#include "kernels/exact_sum.h"
 
 namespace ie::runtime {
 namespace {
 
-double square_sum(const at::Tensor& slice) {
-    static const auto op = c10::Dispatcher::singleton()
-                               .findSchemaOrThrow("internevo::square_sum", "")
-                               .typed<at::Tensor(const at::Tensor&)>();
-    return op.call(slice).item<double>();
+template <typename Signature, typename... Args>
+auto call(const char* op, const Args&... args) {
+    return c10::Dispatcher::singleton().findSchemaOrThrow(op, "").typed<Signature>().call(args...);
 }
 
 }  // namespace
 
-void Totals::add(Row row, double value) {
-    sum(row).add(value);
-    sum(row).carry();
+using Add = void(const at::Tensor&, const at::Tensor&);
+using Map = at::Tensor(const at::Tensor&);
+
+Totals::Totals(at::Device device)
+    : words_(at::zeros({kNumRows, kernels::ExactSum::kWords}, at::TensorOptions(at::kLong).device(device))) {}
+
+void Totals::add(Row row, const at::Tensor& values) {
+    call<Add>("internevo::exact_add_", words_[row], values.to(words_.device(), at::kDouble));
 }
 
 void Totals::add_squares(const at::Tensor& slice, bool in_order) {
-    if (!in_order) return add(kSquares, square_sum(slice));
-    const at::Tensor on_host = slice.cpu();
-    sum(kSquares).add_squares(on_host.const_data_ptr<float>(), on_host.numel());
-}
-
-void Totals::sum_over(const Transfers& world, at::Device device) {
-    const at::Tensor words = words_.to(device);
-    world.sum_(words);
-    words_.copy_(words);
+    if (!in_order) return add(kSquares, call<Map>("internevo::square_sum", slice));
+    call<Add>("internevo::exact_add_squares_", words_[kSquares], slice);
 }
 
 at::Tensor Totals::tensor() const {
-    at::Tensor totals = at::empty({kNumRows}, at::kDouble);
-    for (std::int64_t row = 0; row < kNumRows; ++row) {
-        totals.data_ptr<double>()[row] = (*this)[static_cast<Row>(row)];
-    }
-    return totals;
+    return call<Map>("internevo::exact_values_", words_);
 }
 
-bool Totals::are_usable() const {
-    return (*this)[kCount] > 0 && std::isfinite((*this)[kLossSum]) && std::isfinite((*this)[kSquares]);
-}
-
-double Totals::grad_scale(double clip) const {
-    const double count = (*this)[kCount], norm = std::sqrt((*this)[kSquares]) / count;
-    return (clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1.0) / count;
+at::Tensor Totals::grad_scale(double clip) const {
+    const at::Tensor totals = tensor();
+    const at::Tensor loss = totals[kLossSum], count = totals[kCount], squares = totals[kSquares];
+    const at::Tensor norm = squares.sqrt() / count;
+    const at::Tensor longest = at::full_like(norm, clip);
+    const at::Tensor factor = clip > 0 ? (longest / (norm + 1e-6)).clamp_max(1) : at::ones_like(norm);
+    const at::Tensor is_usable =
+        (count > 0).logical_and(at::isfinite(loss)).logical_and(at::isfinite(squares));
+    return at::where(is_usable, factor / count, 0.0).to(at::kFloat).view({1});
 }
 
 }  // namespace ie::runtime

@@ -1,6 +1,7 @@
 // What a step adds up over micro-batches and ranks: the loss, its count, whether some rank wants to stop, and
 // the squares of the gradient. One small all-reduce of integers gives all four, with equal bits for every
-// plan and number of ranks, because the sums are exact until they become doubles.
+// plan and number of ranks, because the sums are exact until they become doubles. Everything stays on the
+// device, also the decision whether to update, so that the host need not wait for it.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -17,30 +18,24 @@ class Totals {
     static_assert(kNumRows == core::kNumTotals && kernels::ExactSum::kWords == core::kWordsOfTotal,
                   "the Program says what a step's totals send");
 
+    explicit Totals(at::Device device);
+
     void reset() { words_.zero_(); }
-    void add(Row row, double value);
+    void add(Row row, const at::Tensor& values);  // of any shape
 
     // The squares of a flat fp32 slice. In order: equal bits however a bucket is cut into slices.
     void add_squares(const at::Tensor& slice, bool in_order);
 
-    // Over the ranks of the group, by way of the device that its backend needs.
-    void sum_over(const Transfers& world, at::Device device);
+    void sum_over(const Transfers& world) { world.sum_(words_); }
 
-    double operator[](Row row) const { return sum(row).value(); }
     at::Tensor tensor() const;  // [4] fp64, as the rows are numbered
 
-    // The loss and the gradient are numbers, and something was counted.
-    bool are_usable() const;
-
-    // Makes a gradient sum the mean, no longer than `clip`, if that is not 0.
-    double grad_scale(double clip) const;
+    // [1] fp32: makes a gradient sum the mean, no longer than `clip`, if that is not 0. Is 0 where there must be
+    // no update: the loss or the gradient is not a number, or nothing was counted.
+    at::Tensor grad_scale(double clip) const;
 
   private:
-    kernels::ExactSum sum(Row row) const {
-        return kernels::ExactSum(words_.data_ptr<std::int64_t>() + row * kernels::ExactSum::kWords);
-    }
-
-    at::Tensor words_ = at::zeros({kNumRows, kernels::ExactSum::kWords}, at::kLong);
+    at::Tensor words_;  // int64 [rows, words of a sum]
 };
 
 }  // namespace ie::runtime

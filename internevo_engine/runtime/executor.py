@@ -1,6 +1,7 @@
 """runtime: runs a Program, one call a step. Everything above hands it a Program and what the names in it stand for.
 
-The work is done in C++ (csrc/runtime/executor.h): lanes on threads of their own, Python only inside regions.
+The work is done in C++ (csrc/runtime/executor.h): lanes are threads, or streams of the device; Python runs only inside
+regions.
 interpreter.py does the same slowly and obviously.
 """
 
@@ -16,6 +17,7 @@ from internevo_engine.config.schema import OptimConfig
 from internevo_engine.program import Lane, Program
 from internevo_engine.runtime.communicator import lost_rank
 from internevo_engine.runtime.extension import load_extension
+from internevo_engine.runtime.machine import Queueing
 from internevo_engine.runtime.transfers import Route
 
 Region = Callable[..., tuple[Tensor, ...]]
@@ -70,6 +72,8 @@ class Bindings:
     """What gradients travel in; they are added in fp32."""
     routes: Mapping[str, Sequence[Route]]
     """By name of the level: how its transfers travel, in the backend of the groups; see transfers.py."""
+    queueing: Queueing
+    """What a lane is; see `machine.DEVICES`."""
 
 
 class Step(Protocol):
@@ -84,7 +88,8 @@ class Step(Protocol):
 
         Returns:
             [4] fp64, summed over micro-batches and ranks: loss sum, count, ranks that want to stop, square sum of the
-            gradient sum. If one of them is not finite or nothing was counted, no rank has updated anything.
+            gradient sum. If one of them is not finite or nothing was counted, no rank has updated anything. On the
+            device of the parameters: on CUDA reading them is the step's one wait for the device.
 
         Raises:
             LostRankError: a collective failed.
@@ -123,6 +128,7 @@ class Executor:
             {level: [route.row for route in routes] for level, routes in bindings.routes.items()},
             bindings.wire,
             [optim.clip, *optim.betas, optim.eps, optim.weight_decay],
+            bindings.queueing,
         )
 
     def step(self, micro_batches: Sequence[MicroBatch], *, lr: float, step: int, stop: bool = False) -> Tensor:
@@ -145,7 +151,10 @@ class Executor:
 
     @property
     def trace(self) -> Tensor:
-        """[instructions, 2] int64: start and end of each instruction in the last step, in ns of time.monotonic_ns."""
+        """[instructions, 2] int64: start and end of each instruction in the last step, in ns of time.monotonic_ns.
+
+        Where lanes are streams an instruction ends when its work is queued, and says nothing of the device.
+        """
         return self._native.trace()
 
     @property

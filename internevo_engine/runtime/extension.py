@@ -14,6 +14,9 @@ from torch import Tensor
 
 from internevo_engine.errors import EngineError
 
+WORDS_PER_SUM = 68
+"""int64 of an exact sum; see csrc/kernels/exact_sum.h."""
+
 REBUILD = "build it for this environment: 'pip install .', or 'python setup.py build_ext --inplace' in a source tree"
 
 
@@ -38,6 +41,7 @@ def adamw_(
     master, exp_avg, exp_avg_sq and grad are contiguous fp32 tensors of equal length on one device; grad is read times
     the one element of grad_scale (fp32). Elements [0, decayed_numel) are decayed by lr * weight_decay. param_out gets
     the new master in its dtype, bf16 or fp32; None where the master is the parameter. step is 1 at the first update.
+    A grad_scale of 0 skips the update: nothing is written, whatever grad holds.
     Raises RuntimeError for other tensors or settings. Moves 28 bytes per element, 30 with bf16, 32 with fp32 output.
     """
     settings = (decayed_numel, lr, beta1, beta2, eps, weight_decay, step)
@@ -138,14 +142,16 @@ def composed_adamw_(
 ) -> None:
     """`adamw_` in torch operations: the oracle of the tests, and CUDA's row where nvcc was not there at build time."""
     scaled = grad * grad_scale
-    exp_avg.lerp_(scaled, 1 - beta1)
-    exp_avg_sq.lerp_(scaled.square(), 1 - beta2)
-    root = exp_avg_sq.sqrt().mul_(1 / math.sqrt(1 - beta2**step)).add_(eps)
-    update = exp_avg.mul(lr / (1 - beta1**step)).div_(root)
+    new_avg = exp_avg.lerp(scaled, 1 - beta1)
+    new_avg_sq = exp_avg_sq.lerp(scaled.square(), 1 - beta2)
+    root = new_avg_sq.sqrt().mul_(1 / math.sqrt(1 - beta2**step)).add_(eps)
+    update = new_avg.mul(lr / (1 - beta1**step)).div_(root)
     update[:decayed_numel].add_(master[:decayed_numel], alpha=lr * weight_decay)
-    master.sub_(update)
+    states = [(master, master - update), (exp_avg, new_avg), (exp_avg_sq, new_avg_sq)]
     if param_out is not None:
-        param_out.copy_(master)
+        states.append((param_out, states[0][1].to(param_out.dtype)))
+    for state, new in states:
+        state.copy_(torch.where(grad_scale == 0, state, new))
 
 
 def composed_square_sum(x: Tensor) -> Tensor:
@@ -153,7 +159,26 @@ def composed_square_sum(x: Tensor) -> Tensor:
     return x.double().square_().sum()
 
 
-def fake_adamw_(*_tensors_and_numbers: object) -> None:
+def composed_exact_add_(words: Tensor, values: Tensor) -> None:
+    """By way of the host, which waits for the device."""
+    words.copy_(_on_host(torch.ops.internevo.exact_add_, words, values))
+
+
+def composed_exact_add_squares_(words: Tensor, x: Tensor) -> None:
+    words.copy_(_on_host(torch.ops.internevo.exact_add_squares_, words, x))
+
+
+def composed_exact_values_(words: Tensor) -> Tensor:
+    return torch.ops.internevo.exact_values_(words.cpu()).to(words.device)
+
+
+def _on_host(add_: Callable[[Tensor, Tensor], None], words: Tensor, added: Tensor) -> Tensor:
+    sums = words.cpu()
+    add_(sums, added.cpu())
+    return sums
+
+
+def fake_in_place(*_tensors_and_numbers: object) -> None:
     """Nothing is returned, and shapes don't change."""
 
 
@@ -161,5 +186,21 @@ def fake_square_sum(x: Tensor) -> Tensor:
     return x.new_empty((), dtype=torch.float64)
 
 
-FAKE: dict[str, Callable[..., Tensor | None]] = {"adamw_": fake_adamw_, "square_sum": fake_square_sum}
-COMPOSED: dict[str, Callable[..., Tensor | None]] = {"adamw_": composed_adamw_, "square_sum": composed_square_sum}
+def fake_exact_values_(words: Tensor) -> Tensor:
+    return words.new_empty(words.numel() // WORDS_PER_SUM, dtype=torch.float64)
+
+
+FAKE: dict[str, Callable[..., Tensor | None]] = {
+    "adamw_": fake_in_place,
+    "square_sum": fake_square_sum,
+    "exact_add_": fake_in_place,
+    "exact_add_squares_": fake_in_place,
+    "exact_values_": fake_exact_values_,
+}
+COMPOSED: dict[str, Callable[..., Tensor | None]] = {
+    "adamw_": composed_adamw_,
+    "square_sum": composed_square_sum,
+    "exact_add_": composed_exact_add_,
+    "exact_add_squares_": composed_exact_add_squares_,
+    "exact_values_": composed_exact_values_,
+}

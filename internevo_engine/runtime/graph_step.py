@@ -22,6 +22,7 @@ from internevo_engine.plan.plan import Plan
 from internevo_engine.program import Program
 from internevo_engine.runtime.communicator import Communicator
 from internevo_engine.runtime.executor import Bindings, Executor, OwnedState, ParamView
+from internevo_engine.runtime.machine import DEVICES
 from internevo_engine.runtime.measure import machine_costs
 from internevo_engine.runtime.optimizers import Optimizer, Shard
 from internevo_engine.runtime.sharded_state import ShardedState
@@ -84,6 +85,7 @@ class GraphStep:
             groups=communicator.group_names,
             wire=wire,
             routes={level.name: cut_as_measured(table, costs, level) for level in plan.levels},
+            queueing=DEVICES[communicator.device.type].queueing,
         )
         self._executor = Executor(program, bindings, plan.config.optim)
 

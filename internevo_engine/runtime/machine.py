@@ -7,9 +7,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from internevo_engine.errors import ConfigError
 from internevo_engine.plan.topology import Topology
+
+Queueing = Literal["threads", "streams"]
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,19 @@ class Device:
     """Ranks on one host when launch.nproc is auto."""
     memory_bytes: Callable[[Machine, int], int]
     """Memory of one rank, given the machine and its ranks."""
+    queueing: Queueing
+    """What the lanes of a Program are: threads that work, or streams that one thread fills."""
 
 
 DEVICES = {
     "cuda": Device(
-        "cuda", "nccl", lambda machine: len(machine.gpus), lambda machine, _: min(g.memory_bytes for g in machine.gpus)
+        "cuda",
+        "nccl",
+        lambda machine: len(machine.gpus),
+        lambda machine, _: min(g.memory_bytes for g in machine.gpus),
+        "streams",
     ),
-    "cpu": Device("cpu", "gloo", lambda _: 1, lambda machine, ranks: machine.free_memory_bytes // ranks),
+    "cpu": Device("cpu", "gloo", lambda _: 1, lambda machine, ranks: machine.free_memory_bytes // ranks, "threads"),
 }
 
 

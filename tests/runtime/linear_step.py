@@ -163,6 +163,7 @@ def bind(program: Program, plan: Plan, place: Place, **changes: object) -> Bindi
         "groups": process_groups(program),
         "wire": plan.wire,
         "routes": {level.name: plan_routes(plan) for level in cuts},
+        "queueing": "threads",
     }
     return Bindings(**{**bound, **changes})  # pyright: ignore[reportArgumentType]
 

@@ -10,18 +10,19 @@ NODE = Machine(num_cpus=96, free_memory_bytes=10**12, gpus=(Gpu("NVIDIA H100 80G
 
 
 @pytest.mark.parametrize(
-    ("machine", "asked", "name", "backend", "nproc"),
+    ("machine", "asked", "name", "backend", "nproc", "queueing"),
     [
-        (LAPTOP, "auto", "cpu", "gloo", 1),
-        (LAPTOP, "cpu", "cpu", "gloo", 1),
-        (NODE, "auto", "cuda", "nccl", 8),
-        (NODE, "cuda", "cuda", "nccl", 8),
-        (NODE, "cpu", "cpu", "gloo", 1),
+        (LAPTOP, "auto", "cpu", "gloo", 1, "threads"),
+        (LAPTOP, "cpu", "cpu", "gloo", 1, "threads"),
+        (NODE, "auto", "cuda", "nccl", 8, "streams"),
+        (NODE, "cuda", "cuda", "nccl", 8, "streams"),
+        (NODE, "cpu", "cpu", "gloo", 1, "threads"),
     ],
 )
-def test_device_backend_and_ranks_follow_the_machine(machine, asked, name, backend, nproc):
+def test_device_backend_ranks_and_lanes_follow_the_machine(machine, asked, name, backend, nproc, queueing):
     device = choose_device(asked, machine)
-    assert (device.name, device.backend, device.default_nproc(machine)) == (name, backend, nproc)
+    found = (device.name, device.backend, device.default_nproc(machine), device.queueing)
+    assert found == (name, backend, nproc, queueing)
 
 
 def test_cuda_without_a_gpu_names_the_way_out():

@@ -1,0 +1,31 @@
+// What runs the lanes of a Program: threads (lanes.h) or the streams of a device (streams.h). No torch.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <functional>
+#include <vector>
+
+namespace ie::runtime {
+
+class LaneRunner {
+  public:
+    using Execute = std::function<void(std::size_t instruction)>;
+
+    // On the host's clock. Where lanes are streams an instruction ends for the host when its work is queued.
+    struct Span {
+        std::chrono::steady_clock::time_point start, end;
+    };
+
+    virtual ~LaneRunner() = default;
+
+    // Executes every instruction once: in the order of its lane, and after what it waits for. Lane 0 belongs
+    // to the caller: its thread, and its stream. Rethrows what an instruction throws; then the runner is of no
+    // use any more, because ranks that part in the middle of a step can't meet again.
+    virtual void run(const Execute& execute) = 0;
+
+    // When each instruction ran in the last step. Not while one runs.
+    virtual const std::vector<Span>& spans() const = 0;
+};
+
+}  // namespace ie::runtime
