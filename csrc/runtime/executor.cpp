@@ -144,7 +144,7 @@ at::Tensor Executor::step(const Memory::Tensors& inputs, double lr, std::int64_t
     lr_ = lr;
     step_ = step;
     totals_.reset();
-    totals_.add(Totals::kStop, at::full({1}, static_cast<double>(stop), at::kDouble));
+    totals_.add(Totals::kStop, static_cast<double>(stop));
     for (const auto& [name, tensor] : inputs) memory_.put(memory_.slot(name), tensor);
     memory_.reset_peak();
     lanes_->run([this](std::size_t instruction) { execute(instruction); });

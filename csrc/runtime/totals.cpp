@@ -20,8 +20,12 @@ using Map = at::Tensor(const at::Tensor&);
 Totals::Totals(at::Device device)
     : words_(at::zeros({kNumRows, kernels::ExactSum::kWords}, at::TensorOptions(at::kLong).device(device))) {}
 
+void Totals::add(Row row, double value) {
+    add(row, at::full({1}, value, words_.options().dtype(at::kDouble)));
+}
+
 void Totals::add(Row row, const at::Tensor& values) {
-    call<Add>("internevo::exact_add_", words_[row], values.to(words_.device(), at::kDouble));
+    call<Add>("internevo::exact_add_", words_[row], values.to(at::kDouble));
 }
 
 void Totals::add_squares(const at::Tensor& slice, bool in_order) {
@@ -41,7 +45,7 @@ at::Tensor Totals::grad_scale(double clip) const {
     const at::Tensor factor = clip > 0 ? (longest / (norm + 1e-6)).clamp_max(1) : at::ones_like(norm);
     const at::Tensor is_usable =
         (count > 0).logical_and(at::isfinite(loss)).logical_and(at::isfinite(squares));
-    return at::where(is_usable, factor / count, 0.0).to(at::kFloat).view({1});
+    return (factor / count).masked_fill(is_usable.logical_not(), 0).to(at::kFloat).view({1});
 }
 
 }  // namespace ie::runtime

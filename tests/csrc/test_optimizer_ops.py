@@ -199,6 +199,17 @@ def test_master_as_its_own_output_is_refused() -> None:
         adamw_(**{**arguments, "param_out": arguments["master"]})  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.parametrize("by", [adamw_, COMPOSED["adamw_"]], ids=["native", "composed"])
+def test_a_scale_of_zero_writes_nothing_whatever_the_gradient_holds(by: Callable[..., object]) -> None:
+    flat, broken = Flat(2000, torch.bfloat16), torch.full((2000,), torch.nan)
+    flat.update(1, 1000)
+    assert flat.param_out is not None
+    states = (flat.master, flat.exp_avg, flat.exp_avg_sq, flat.param_out)
+    before = [state.clone() for state in states]
+    by(*states[:3], broken, flat.param_out, torch.zeros(1), decayed_numel=1000, step=2, **SETTINGS)
+    assert all(torch.equal(state, old) for state, old in zip(states, before, strict=True))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_gives_the_bits_of_the_cpu() -> None:

@@ -17,6 +17,7 @@ from internevo_engine.plan.levels import levels, owned_slice
 from internevo_engine.program import Lane, Level, Mode, Program
 from internevo_engine.runtime.executor import Bindings, OwnedState, ParamView, Region
 from internevo_engine.runtime.launch import Place
+from internevo_engine.runtime.machine import DEVICES
 from internevo_engine.runtime.transfers import Route, routes
 from internevo_engine.schedule.costs import MODELLED
 from internevo_engine.schedule.graph_spec import CallSpec, GraphSpec, ValueSpec
@@ -47,7 +48,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
 
 def loss(x: Tensor, target: Tensor, head: Tensor) -> tuple[Tensor, ...]:
     error = (x @ head).float() - target
-    return error.square().sum(), torch.tensor(float(len(x))), (2 * error).to(x.dtype)
+    return error.square().sum(), error.new_tensor(float(len(x))), (2 * error).to(x.dtype)
 
 
 def backward_head(error: Tensor, x: Tensor, head: Tensor) -> tuple[Tensor, ...]:
@@ -136,7 +137,7 @@ def flat_params(bucket: Bucket) -> Tensor:
     return flat
 
 
-def bind(program: Program, plan: Plan, place: Place, **changes: object) -> Bindings:
+def bind(program: Program, plan: Plan, place: Place, *, device: str = "cpu", **changes: object) -> Bindings:
     """The state of this rank at the start of training, and its process groups."""
     buckets, cuts = plan_buckets(plan), program.levels
     buffers: dict[str, Tensor] = {}
@@ -144,14 +145,14 @@ def bind(program: Program, plan: Plan, place: Place, **changes: object) -> Bindi
     for index, bucket in enumerate(buckets):
         offset, numel = owned_slice(place.rank, cuts, "P", bucket.numel)
         held = "param" if numel == bucket.numel else "pshard"
-        buffers[f"{held}[{index}]"] = shard = flat_params(bucket)[offset:][:numel].to(plan.dtype)
+        buffers[f"{held}[{index}]"] = shard = flat_params(bucket)[offset:][:numel].to(device, plan.dtype)
         declared = next(b.bytes for b in program.buffers if b.name == f"gsum[{index}]")
-        buffers[f"gsum[{index}]"] = torch.empty(declared // 4).fill_(torch.nan)
+        buffers[f"gsum[{index}]"] = torch.full((declared // 4,), torch.nan, device=device)
         start, length = owned_slice(place.rank, cuts, "OS", bucket.numel)
         own = shard[start - offset :][:length]
-        master = own if plan.dtype == torch.float32 else flat_params(bucket)[start:][:length].clone()
+        master = own if plan.dtype == torch.float32 else flat_params(bucket)[start:][:length].to(device, copy=True)
         decayed = min(max(bucket.decayed_numel - start, 0), length)
-        states = (torch.zeros(length), torch.zeros(length))
+        states = (torch.zeros_like(master), torch.zeros_like(master))
         owned.append(OwnedState(master, *states, None if master is own else own, decayed))
     bound: dict[str, object] = {
         "rank": place.rank,
@@ -163,7 +164,7 @@ def bind(program: Program, plan: Plan, place: Place, **changes: object) -> Bindi
         "groups": process_groups(program),
         "wire": plan.wire,
         "routes": {level.name: plan_routes(plan) for level in cuts},
-        "queueing": "threads",
+        "queueing": DEVICES[torch.device(device).type].queueing,
     }
     return Bindings(**{**bound, **changes})  # pyright: ignore[reportArgumentType]
 
@@ -202,7 +203,7 @@ def whole_states(program: Program, plan: Plan, place: Place, bindings: Bindings)
             rows = [torch.empty_like(owned.master) for _ in range(place.world)]
             own = getattr(owned, name).contiguous()
             dist.all_gather(rows, own) if place.world > 1 else rows[0].copy_(own)
-            flat = torch.empty(bucket.numel)
+            flat = torch.empty(bucket.numel, device=owned.master.device)
             for rank, row in enumerate(rows):
                 offset, numel = owned_slice(rank, program.levels, "OS", bucket.numel)
                 flat[offset:][:numel] = row
