@@ -9,8 +9,8 @@
 // Moments are interpolated rather than written beta * m + (1 - beta) * g, and decay is subtracted rather than
 // w * (1 - lr * weight_decay): 1 - 1e-5 in fp32 is off by up to 0.3 % of the 1e-5. The first decayed_numel
 // elements are decayed. An element whose w, m, v and grad are zero stays zero, and so do the gaps of a
-// bucket. A grad_scale of 0 skips the step: nothing is written, so that the decision not to update can be made
-// on the device.
+// bucket. A grad_scale of 0 skips the step: nothing is written, so that the decision not to update can be
+// made on the device.
 //
 // Memory-bound. Bytes per element: reads 16 (w, m, v, grad), writes 12 (w, m, v) and the parameter: none 28,
 // bf16 30, fp32 32. The four fp32 buffers and param_out must not overlap. Host and device give equal bits.
@@ -68,7 +68,8 @@ IE_HOST_DEVICE float adamw_element(float w, float& m, float& v, float g, float d
 
 AdamWStep make_adamw_step(const AdamWSettings& settings);
 
-// Host: elements [begin, end), with a grad_scale that is not 0. Any cut of the buffer into ranges gives equal bits, on one thread or several.
+// Host: elements [begin, end), with a grad_scale that is not 0. Any cut of the buffer into ranges gives equal
+// bits, on one thread or several.
 void adamw_range(const AdamWBuffers& buffers, const AdamWStep& step, float grad_scale, std::int64_t begin,
                  std::int64_t end, InstructionSet set = best_set());
 

@@ -9,7 +9,7 @@ namespace {
 using Word = unsigned long long;  // what atomicAdd takes; two's complement, as the words
 
 constexpr int kWarp = 32;
-constexpr int kThreads = 256;      // each adds one block of squares at a time
+constexpr int kThreads = 256;     // each adds one block of squares at a time
 constexpr int kMaxBlocks = 1024;  // thread blocks: each ends with up to kWords additions in device memory
 constexpr unsigned kAll = 0xFFFFFFFFu;
 
@@ -57,7 +57,8 @@ __global__ void __launch_bounds__(kThreads)
     constexpr std::int64_t width = ExactSum::kSquareBlock;
     const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads * width;
     // the bound is a thread block's, so that warps stay whole
-    for (std::int64_t base = static_cast<std::int64_t>(blockIdx.x) * kThreads * width; base < numel; base += step) {
+    for (std::int64_t base = static_cast<std::int64_t>(blockIdx.x) * kThreads * width; base < numel;
+         base += step) {
         const std::int64_t first = base + threadIdx.x * width;
         const double sum = first < numel ? square_block(x + first, min(width, numel - first)) : 0.0;
         add_warp(sums, ExactSum::term(sum));

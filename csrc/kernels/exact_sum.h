@@ -37,8 +37,8 @@ class ExactSum {
     // The sum, rounded once; NaN if something was not finite. Spends the carries first.
     IE_HOST_DEVICE double value();
 
-    // Squares of a flat fp32 buffer are added in double, block by block of kSquareBlock elements: whoever owns
-    // whole blocks adds the same numbers. Memory-bound: reads 4 bytes per element.
+    // Squares of a flat fp32 buffer are added in double, block by block of kSquareBlock elements: whoever
+    // owns whole blocks adds the same numbers. Memory-bound: reads 4 bytes per element.
     static constexpr std::int64_t kSquareBlock = 16;
     void add_squares(const float* x, std::int64_t numel);
 
@@ -113,8 +113,7 @@ IE_HOST_DEVICE double ExactSum::value() {
     while (shift > 0 && high >> (31 + shift) == 0) --shift;
     std::uint64_t kept = high << (kPayload - shift) | low >> shift;
     if (lowest < top - 2 || (low & ((1ull << shift) - 1)) != 0) kept |= 1;
-    const double magnitude =
-        std::ldexp(static_cast<double>(kept), shift + kPayload * (top - 2) - 1074);
+    const double magnitude = std::ldexp(static_cast<double>(kept), shift + kPayload * (top - 2) - 1074);
     return words_[kTop] < 0 ? -magnitude : magnitude;
 }
 

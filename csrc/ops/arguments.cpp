@@ -54,7 +54,8 @@ std::int64_t* exact_sum(const Tensor& words, const Tensor& added) {
 }
 
 const double* exact_values(const Tensor& values) {
-    IE_CHECK(values.scalar_type() == ScalarType::Double, "values must be float64, not ", values.scalar_type());
+    IE_CHECK(values.scalar_type() == ScalarType::Double, "values must be float64, not ",
+             values.scalar_type());
     check_contiguous(values, "values");
     return static_cast<const double*>(values.data_ptr());
 }

@@ -112,9 +112,9 @@ const Transfers* Executor::transfers_for(const core::Instruction& instruction) {
     if (is_new) {
         const auto name = bindings_.groups.find(place);
         IE_CHECK(name != bindings_.groups.end(), "no process group for lane and level '", place, "'");
-        found->second = std::make_unique<Transfers>(c10d::resolve_process_group(name->second),
-                                                    bindings_.routes[instruction.level], bindings_.wire,
-                                                    wait_);
+        found->second =
+            std::make_unique<Transfers>(c10d::resolve_process_group(name->second),
+                                        bindings_.routes[instruction.level], bindings_.wire, wait_);
     }
     return found->second.get();
 }

@@ -5,9 +5,9 @@
 //
 // What each instruction does is csrc/core/layout.h read as orders: a kind is a row of kActions, an operand a
 // slot of Memory, a lane a thread or a stream of the device (queueing.h), a (lane, level) a process group.
-// Parameters are updated unless the loss or the gradient is not finite or nothing was counted; the caller sees
-// that in what step() returns, and then no rank has updated anything. On streams step() returns as soon as
-// everything is queued: reading what it returned is the only wait for the device.
+// Parameters are updated unless the loss or the gradient is not finite or nothing was counted; the caller
+// sees that in what step() returns, and then no rank has updated anything. On streams step() returns as soon
+// as everything is queued: reading what it returned is the only wait for the device.
 //
 // An error in any lane ends the step and is rethrown with the instruction it happened in: what a region
 // raises as it is, with a note; an error of a backend as DistBackendError. The executor is of no use then.
@@ -90,7 +90,7 @@ class Executor : public torch::CustomClassHolder {
     // An instruction with its names resolved.
     struct Order {
         core::Kind kind;
-        std::string note;                         // what errors say of where they happened
+        std::string note;                             // what errors say of where they happened
         std::vector<Memory::Slot> reads{}, writes{};  // of a call: values only
         std::vector<Memory::Slot> releases{};         // whose memory goes back before this one
         std::int64_t bucket = -1;

@@ -20,8 +20,8 @@ class LaneRunner {
     virtual ~LaneRunner() = default;
 
     // Executes every instruction once: in the order of its lane, and after what it waits for. Lane 0 belongs
-    // to the caller: its thread, and its stream. Rethrows what an instruction throws; then the runner is of no
-    // use any more, because ranks that part in the middle of a step can't meet again.
+    // to the caller: its thread, and its stream. Rethrows what an instruction throws; then the runner is of
+    // no use any more, because ranks that part in the middle of a step can't meet again.
     virtual void run(const Execute& execute) = 0;
 
     // When each instruction ran in the last step. Not while one runs.

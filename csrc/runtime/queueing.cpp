@@ -15,7 +15,8 @@ std::size_t lane_of(const core::Instruction& instruction) {
 
 std::vector<std::vector<std::size_t>> waits_of(const core::Program& program) {
     std::vector<std::vector<std::size_t>> after;
-    for (const core::Instruction& i : program.instructions) after.emplace_back(i.after.begin(), i.after.end());
+    for (const core::Instruction& i : program.instructions)
+        after.emplace_back(i.after.begin(), i.after.end());
     return after;
 }
 

@@ -3,10 +3,10 @@
 // On threads that is the moment of the `free`: by then every user has ended. On streams users are only queued
 // by then. A caching allocator gives a block back to the stream that allocated it, at once and without
 // waiting, so whatever that stream queues next may overwrite a block that another stream still reads. Hence
-// memory goes back later: with the first instruction of its home, the lane that allocated it, that the Program
-// orders after all its users. That is static, costs no event, and keeps the Program's window of bytes, because
-// what enters the window is ordered after what has left it. (Tensor.record_stream would hold every shared
-// block until the device has caught up with the host: most of a step.)
+// memory goes back later: with the first instruction of its home, the lane that allocated it, that the
+// Program orders after all its users. That is static, costs no event, and keeps the Program's window of
+// bytes, because what enters the window is ordered after what has left it. (Tensor.record_stream would hold
+// every shared block until the device has caught up with the host: most of a step.)
 //
 // This counts users by name: a value that a region returns must not be a view of one that another lane frees.
 #pragma once

@@ -20,8 +20,8 @@ class StreamDevice {
   public:
     virtual ~StreamDevice() = default;
 
-    virtual void begin() = 0;                  // lane 0 is the stream that is current now
-    virtual void enter(std::size_t lane) = 0;  // what comes next is queued on this lane's stream
+    virtual void begin() = 0;                    // lane 0 is the stream that is current now
+    virtual void enter(std::size_t lane) = 0;    // what comes next is queued on this lane's stream
     virtual void record(std::size_t event) = 0;  // marks the end of what the entered stream has queued so far
     virtual void wait(std::size_t event) = 0;    // the entered stream goes on after what was recorded
 };

@@ -31,8 +31,8 @@ class Totals {
 
     at::Tensor tensor() const;  // [4] fp64, as the rows are numbered
 
-    // [1] fp32: makes a gradient sum the mean, no longer than `clip`, if that is not 0. Is 0 where there must be
-    // no update: the loss or the gradient is not a number, or nothing was counted.
+    // [1] fp32: makes a gradient sum the mean, no longer than `clip`, if that is not 0. Is 0 where there must
+    // be no update: the loss or the gradient is not a number, or nothing was counted.
     at::Tensor grad_scale(double clip) const;
 
   private:

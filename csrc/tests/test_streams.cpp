@@ -62,8 +62,7 @@ std::pair<Streams, RecordingDevice*> record(const core::Program& program) {
 }
 
 std::vector<core::Program> programs() {
-    const std::string sharded =
-        "level P0 size=2 stride=1 link=near\nlevel G1 size=2 stride=2 link=far\n";
+    const std::string sharded = "level P0 size=2 stride=1 link=near\nlevel G1 size=2 stride=2 link=far\n";
     const std::string split = "level G0 size=2 stride=1 link=near\nlevel R1 size=2 stride=2 link=far\n";
     return {tests::small_program(),
             tests::small_program(tests::kLevels, "fast", false),
@@ -101,7 +100,8 @@ void a_step_is_work_on_the_callers_stream() {
     }
     for (std::size_t i = 0; i < size; ++i) {  // all of the first step comes before any of the second
         const Ended& started = device->started[size + i];
-        EXPECT(std::distance(started.begin(), started.lower_bound(size)) == static_cast<std::ptrdiff_t>(size));
+        EXPECT(std::distance(started.begin(), started.lower_bound(size)) ==
+               static_cast<std::ptrdiff_t>(size));
     }
 }
 

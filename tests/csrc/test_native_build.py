@@ -3,13 +3,18 @@
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
+import cmake
+import pybind11
 import pytest
+import torch
 
 from internevo_engine.runtime.extension import library_path
 
 ROOT = Path(__file__).parents[2]
+TORCH = Path(torch.__file__).parent
 KERNELS = sorted((ROOT / "csrc/kernels").glob("*.cu"))
 ARCHITECTURES = ("80", "90", "100")
 
@@ -31,7 +36,9 @@ def sanitized_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake")
-@pytest.mark.parametrize("name", ["bucketing", "program", "scheduling", "checking", "exact_sum", "kernels", "lanes", "streams"])
+@pytest.mark.parametrize(
+    "name", ["bucketing", "program", "scheduling", "checking", "exact_sum", "kernels", "lanes", "streams"]
+)
 def test_cpp_tests_pass_under_sanitizers(sanitized_build: Path, name: str) -> None:
     run(sanitized_build / f"test_{name}")
 
@@ -64,6 +71,26 @@ def test_device_kernels_neither_spill_nor_use_a_stack(source: Path, tmp_path: Pa
     used = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
     assert len(used) >= len(ARCHITECTURES)
     assert set(used) == {("0", "0", "0")}, report
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_a_cuda_build_of_torch_gets_the_cuda_ops(tmp_path: Path) -> None:
+    """This machine's torch, with an empty library where a CUDA build has its own: all that the ops need to link."""
+    torch_dir, build = tmp_path / "torch", tmp_path / "build"
+    (torch_dir / "lib").mkdir(parents=True)
+    for part in (*(TORCH / name for name in ("include", "share", "version.py")), *(TORCH / "lib").glob("*.so")):
+        (torch_dir / part.relative_to(TORCH)).symlink_to(part)
+    empty = tmp_path / "empty.cpp"
+    empty.touch()
+    run("g++", "-shared", empty, "-o", torch_dir / "lib/libtorch_cuda.so")
+    cmake_command = Path(cmake.CMAKE_BIN_DIR) / "cmake"
+    places = [f"-DIE_TORCH_DIR={torch_dir}", f"-DPython_EXECUTABLE={sys.executable}"]
+    run(cmake_command, "-S", ROOT, "-B", build, *places, f"-Dpybind11_DIR={pybind11.get_cmake_dir()}")
+    run(cmake_command, "--build", build, "--target", "_ops", "--parallel", "2")
+    symbols = run("nm", "-C", next(build.glob("_ops*.so")))
+    for kernel in ("adamw", "square_sum", "exact_add", "exact_add_squares", "exact_values"):
+        assert f"ie::kernels::{kernel}_cuda(" in symbols
 
 
 def test_nothing_below_the_ops_includes_torch() -> None:

@@ -1,6 +1,7 @@
-// Gives the CPU streams that only write down what they are told, by the same c10 interface through which CUDA's
-// are reached: each line of the log is "enter STREAM", "record STREAM EVENT", "wait STREAM EVENT", or "host" for
-// a wait of the host. Stream 0 is the one that is current at first. Built and read by test_streams.py.
+// Gives the CPU streams that only write down what they are told, by the same c10 interface through which
+// CUDA's are reached: each line of the log is "enter STREAM", "record STREAM EVENT", "wait STREAM EVENT", or
+// "host" for a wait of the host. Stream 0 is the one that is current at first. Built and read by
+// test_streams.py.
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
 #include <string>
@@ -16,7 +17,7 @@ std::int64_t num_events = 0;
 
 void note(const char* what, StreamId stream, const void* event) {
     lines += std::string(what) + " " + std::to_string(stream) + " " +
-           std::to_string(*static_cast<const std::int64_t*>(event)) + "\n";
+             std::to_string(*static_cast<const std::int64_t*>(event)) + "\n";
 }
 
 struct RecordingGuard : c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CPU> {

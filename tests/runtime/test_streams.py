@@ -120,7 +120,13 @@ def program_order(step_program: Program) -> list[set[int]]:
 
 PLANS = {
     1: [Plan((1, 1, 1)), Plan((1, 1, 1), mode="fast", dtype=torch.bfloat16)],
-    2: [Plan((1, 1, 1)), Plan((1, 2, 2)), Plan((2, 2, 2)), Plan((2, 2, 2), overlap=False), Plan((1, 1, 2), mode="fast")],
+    2: [
+        Plan((1, 1, 1)),
+        Plan((1, 2, 2)),
+        Plan((2, 2, 2)),
+        Plan((2, 2, 2), overlap=False),
+        Plan((1, 1, 2), mode="fast"),
+    ],
 }
 
 
