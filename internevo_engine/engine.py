@@ -1,38 +1,59 @@
 """Engine: training steps of any module, for the loop and for people with a loop of their own.
 
-`graph.mode` decides once what a step is: a captured Program that C++ executes (runtime/graph_step.py), or eager
-autograd with hooks (runtime/hooks_step.py). Both take micro-batches and give the same four totals.
+    engine = Engine(model, loss_fn, steps=1000, optim={"lr": 1e-3}, grad_accum=2)
+    result = engine.step([batch, other_batch])
+
+Settings and the module's parameter table become a plan here; `graph.mode` decides once what a step is: a captured
+Program that C++ executes (runtime/graph_step.py), or eager autograd with hooks (runtime/hooks_step.py).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite, sqrt
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
+from torch import Tensor, nn
 
-from internevo_engine.errors import DataError, NumbersError
+from internevo_engine.config.load import step_config
+from internevo_engine.config.schema import CommConfig, GraphConfig, OptimConfig, ZeroConfig
+from internevo_engine.errors import DataError, NumbersError, UsageError
+from internevo_engine.graph.batch import move
+from internevo_engine.graph.loss import LossFunction, loss_and_count
+from internevo_engine.graph.module import evaluating, parameter_table, place_of, trained_parameters, untrained_tensors
 from internevo_engine.optim.schedules import learning_rate
-from internevo_engine.plan.plan import Plan
-from internevo_engine.runtime.communicator import Communicator
+from internevo_engine.plan.plan import plan_step
+from internevo_engine.plan.topology import Topology
+from internevo_engine.program import Program
+from internevo_engine.runtime.agreement import agree_on
+from internevo_engine.runtime.communicator import Communicator, default_place
 from internevo_engine.runtime.extension import load_extension
 from internevo_engine.runtime.graph_step import GraphStep
 from internevo_engine.runtime.hooks_step import HooksStep
+from internevo_engine.runtime.launch import Place
 from internevo_engine.runtime.optimizers import OPTIMIZERS
 from internevo_engine.runtime.sharded_state import ShardedState
 
+B = TypeVar("B")
+"""A micro-batch: a dataclass, a mapping, a sequence or a tensor; tensors are moved to the model's device."""
 
-class Batch(Protocol):
-    """Whatever the loss function takes; the engine only moves it to the device."""
-
-    def to(self, device: torch.device) -> Self: ...
+Keys = Mapping[str, object]
 
 
-B = TypeVar("B", bound=Batch)
-LossFunction = Callable[[torch.nn.Module, B], tuple[torch.Tensor, torch.Tensor]]
-"""(model, batch) -> (sum of the loss over valid tokens, number of valid tokens), both 0-dim."""
-STEPS = {"graph": GraphStep, "hooks": HooksStep}
+class Step(Protocol):
+    """What graph.mode chooses: see GraphStep and HooksStep."""
+
+    @property
+    def program(self) -> Program | None: ...
+    @property
+    def kept_bytes(self) -> int: ...
+    def forward_backward(self, number: int, batch: object) -> tuple[Tensor, Tensor]: ...
+    def finish(self, micro_batches: Sequence[object], *, lr: float, step: int, stop: bool) -> list[float]: ...
+    def close(self) -> None: ...
+
+
+STEPS: Mapping[str, type[GraphStep] | type[HooksStep]] = {"graph": GraphStep, "hooks": HooksStep}
 
 
 @dataclass(frozen=True)
@@ -40,83 +61,156 @@ class StepResult:
     """What one update did, summed over all micro-batches and ranks."""
 
     loss: float
-    """Mean over valid tokens, in nats."""
+    """Mean over what the loss function counted (valid tokens, in nats; micro-batches where it gives a mean)."""
     grad_norm: float
     """Global norm of the mean gradient, before clipping."""
     lr: float
     tokens: int
-    """Valid tokens."""
+    """What the loss function counted."""
     stop: bool
     """Some rank asked to stop after this step."""
 
 
 class Engine(Generic[B]):
-    """Trains `model` by the plan. All ranks call the same methods in the same order."""
+    """Trains a module. All ranks call the same methods in the same order.
+
+    A step is `step(micro_batches)`, or `forward_backward(batch)` for each micro-batch and then `optimizer_step()`.
+    """
 
     def __init__(
         self,
-        model: torch.nn.Module,
-        loss_fn: LossFunction[B],
-        plan: Plan,
-        communicator: Communicator,
+        model: nn.Module,
+        loss_fn: LossFunction,
         *,
-        example: B,
+        steps: int,
+        grad_accum: int = 1,
+        optim: OptimConfig | Keys | None = None,
+        zero: ZeroConfig | Keys | None = None,
+        comm: CommConfig | Keys | None = None,
+        graph: GraphConfig | Keys | None = None,
+        example: B | None = None,
+        place: Place | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Capture the step and take over the model's parameters, whole and equal on all ranks.
+        """Take over the parameters of `model`, where they are; every rank gets rank 0's.
+
+        The first batch, or `example`, is captured: with graph.mode=graph all others have its shapes, and what the model
+        does in Python (its training mode, say) is what it did then.
 
         Args:
-            example: a micro-batch like all others; only shapes and dtypes are read.
+            loss_fn: (model, batch) -> (sum of the loss over valid tokens, their number), both 0-dim, or a mean (0-dim),
+                which counts as 1 whatever the batch holds.
+            steps: updates that the learning-rate schedule is made for.
+            grad_accum: micro-batches of this rank in one step.
+            optim, zero, comm, graph: sections of config/schema.py, as objects or by their keys.
+            place: where this rank stands; None: as the default process group of torch.distributed and the launcher say,
+                alone where there is no group.
             say: hears what takes time.
+
+        Raises:
+            ConfigError: settings that don't exist, don't fit each other, the model or the number of ranks.
+            CaptureError: with `example`, a model that can't be captured whole.
+            RanksDisagreeError: another rank has another model or other settings.
         """
+        sections = {"optim": optim, "zero": zero, "comm": comm, "graph": graph}
+        given = {name: section for name, section in sections.items() if section is not None}
+        config = step_config(steps=steps, grad_accum=grad_accum, **given)
         load_extension()
-        self.model, self.plan = model, plan
-        self.num_steps_done = 0
-        self._loss_fn, self._communicator = loss_fn, communicator
-        self._optim = plan.config.optim
-        optimizer = OPTIMIZERS[self._optim.name]
-        make_step = STEPS[plan.config.graph.mode].prepare(model, loss_fn, plan, communicator, example=example, say=say)
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.state = ShardedState(parameters, plan, communicator, optimizer)
-        self._step = make_step(self.state, optimizer)
+        place = place or default_place()
+        device, dtype = place_of(model)
+        topology = Topology(place.world, place.local_world, device.type)
+        self.plan = plan_step(config, parameter_table(model), topology, dtype=dtype)
+        self._communicator = Communicator(place, device, self.plan.levels)
+        agree_on("plan", "\n".join(map(str, (*config, *self.plan.params))), self._communicator)
+        self._optimizer = OPTIMIZERS[config.optim.name]
+        self.state = ShardedState(trained_parameters(model), self.plan, self._communicator, self._optimizer)
+        for tensor in untrained_tensors(model):
+            self._communicator.broadcast(tensor)
+        self.model, self.num_steps_done = model, 0
+        self._loss_fn, self._say = loss_fn, say
+        self._step: Step | None = None
+        self._num_run = 0
+        if example is not None:
+            self._ready(self._moved(example))
+
+    @property
+    def program(self) -> Program | None:
+        """The captured step; None before the first batch, and with graph.mode=hooks."""
+        return None if self._step is None else self._step.program
 
     def step(self, micro_batches: Sequence[B], *, stop: bool = False) -> StepResult:
-        """One update from this rank's micro-batches.
+        """One update from this rank's `grad_accum` micro-batches.
 
         Args:
             stop: this rank wants to stop after this step; every rank learns it.
 
         Raises:
+            UsageError: another number of micro-batches, other shapes than the first, or the middle of a step; nothing
+                was done.
+            CaptureError: in the first step.
             NumbersError: loss or gradient norm is not finite; nothing was updated.
             DataError: the step has no valid token.
             LostRankError: another rank is gone.
         """
-        step = self.num_steps_done
-        lr = learning_rate(self._optim, step, self.plan.config.run.steps)
-        batches = [batch.to(self._communicator.device) for batch in micro_batches]
-        loss_sum, tokens, stops, squares = self._step(batches, lr=lr, step=step + 1, stop=stop)
-        if not tokens:
-            raise DataError(f"step {step}: no valid token on any rank; check the corpus and its loss mask")
-        loss, norm = loss_sum / tokens, sqrt(squares) / tokens
-        if not (isfinite(loss) and isfinite(norm)):
-            raise NumbersError(
-                f"step {step}: loss is {loss}, gradient norm {norm}; the update was not applied; "
-                "lower optim.lr, raise optim.warmup_ratio or lower optim.clip"
+        expected = self.plan.config.grad_accum
+        if self._num_run:
+            raise UsageError(
+                f"step() after {self._num_run} of grad_accum={expected} micro-batches went through forward_backward(); "
+                "end that step with optimizer_step()"
             )
-        self.num_steps_done += 1
-        return StepResult(loss, norm, lr, int(tokens), stops > 0)
+        if len(micro_batches) != expected:
+            raise UsageError(f"step() got {len(micro_batches)} micro-batches; grad_accum={expected}: pass {expected}")
+        batches = [self._moved(batch) for batch in micro_batches]
+        self._ready(batches[0])
+        return self._finish(batches, stop)
+
+    def forward_backward(self, batch: B) -> Tensor:
+        """The next micro-batch of a step; `grad_accum` of them, then `optimizer_step()`: the bits of `step`.
+
+        Returns:
+            This rank's mean loss of the micro-batch, 0-dim.
+
+        Raises:
+            UsageError: one too many, or other shapes than the first; nothing was done.
+            CaptureError, LostRankError: as `step`.
+        """
+        expected = self.plan.config.grad_accum
+        if self._num_run == expected:
+            raise UsageError(f"forward_backward() once more after grad_accum={expected}; call optimizer_step() first")
+        batch = self._moved(batch)
+        loss, count = self._ready(batch).forward_backward(self._num_run, batch)
+        self._num_run += 1
+        return loss / count
+
+    def optimizer_step(self, *, stop: bool = False) -> StepResult:
+        """The update of the micro-batches that went through `forward_backward`. Arguments and errors: as `step`."""
+        expected = self.plan.config.grad_accum
+        if self._num_run != expected:
+            raise UsageError(
+                f"optimizer_step() after {self._num_run} of grad_accum={expected} micro-batches; "
+                "call forward_backward() for each"
+            )
+        return self._finish([], stop)
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[B]) -> tuple[float, int]:
-        """Sum of the loss in nats and number of valid tokens, over the batches of all ranks."""
+    def evaluate(self, batches: Iterable[B]) -> tuple[float, float]:
+        """Sum of the loss and what was counted, over the batches of all ranks, with the model in evaluation mode.
+
+        Ranks may have different numbers of batches, of any shapes. Runs without compilation.
+        """
         totals = torch.zeros(2, dtype=torch.float64, device=self._communicator.device)
-        with self.whole_parameters():
+        with self.whole_parameters(), evaluating(self.model):
             for batch in batches:
-                loss, count = self._loss_fn(self.model, batch.to(self._communicator.device))
+                loss, count = loss_and_count(self._loss_fn, self.model, self._moved(batch))
                 totals[0] += loss
                 totals[1] += count
-        loss_sum, tokens = self._communicator.sum(totals).tolist()
-        return loss_sum, int(tokens)
+        loss_sum, counted = self._communicator.sum(totals).tolist()
+        return loss_sum, counted
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The module's state_dict with whole, up-to-date parameters, copied to the CPU; every rank calls it."""
+        with self.whole_parameters():
+            return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
 
     @contextmanager
     def whole_parameters(self) -> Iterator[None]:
@@ -126,5 +220,35 @@ class Engine(Generic[B]):
 
     def close(self) -> None:
         """Let go of the model and of the process groups, so that they can be destroyed; the parameters stay."""
-        self._step.close()
+        if self._step is not None:
+            self._step.close()
         self._communicator.close()
+
+    def _moved(self, batch: B) -> B:
+        return move(batch, self._communicator.device)
+
+    def _ready(self, batch: B) -> Step:
+        """The step, made from the first batch."""
+        if self._step is None:
+            arguments = (self.model, self._loss_fn, self.plan, self._communicator, self.state, self._optimizer)
+            step = STEPS[self.plan.config.graph.mode](*arguments, example=batch, say=self._say)
+            self.plan = replace(self.plan, memory=replace(self.plan.memory, activations=step.kept_bytes))
+            self._step = step
+        return self._step
+
+    def _finish(self, micro_batches: Sequence[B], stop: bool) -> StepResult:
+        assert self._step is not None, "a step begins with a batch"
+        config, step = self.plan.config, self.num_steps_done
+        lr = learning_rate(config.optim, step, config.steps)
+        loss_sum, count, stops, squares = self._step.finish(micro_batches, lr=lr, step=step + 1, stop=stop)
+        self._num_run = 0
+        if not count:
+            raise DataError(f"step {step}: no valid token on any rank; check the corpus and its loss mask")
+        loss, norm = loss_sum / count, sqrt(squares) / count
+        if not (isfinite(loss) and isfinite(norm)):
+            raise NumbersError(
+                f"step {step}: loss is {loss}, gradient norm {norm}; the update was not applied; "
+                "lower optim.lr, raise optim.warmup_ratio or lower optim.clip"
+            )
+        self.num_steps_done += 1
+        return StepResult(loss, norm, lr, int(count), stops > 0)

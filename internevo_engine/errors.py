@@ -25,6 +25,12 @@ class PlanError(ConfigError):
     """The configuration is valid, but not on this number of ranks."""
 
 
+class UsageError(EngineError):
+    """The engine was called in a way that it can't follow; nothing was done, and the right call may come next."""
+
+    exit_code = 2
+
+
 class DataError(EngineError):
     """Corpus, tokenizer or token files can't be used."""
 

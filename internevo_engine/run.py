@@ -94,7 +94,7 @@ def topology_of(config: Config, gpus: int | None) -> Topology:
 def _plan(config: Config, gpus: int | None = None) -> Plan:
     """Raises PlanError and MemoryNeededError; the memory of machines that aren't there is not checked."""
     plan = make_plan(config, parameters(config.model), topology_of(config, gpus))
-    check_memory(plan)
+    check_memory(config, plan)
     return plan
 
 
@@ -103,7 +103,7 @@ def _dry_run(config: Config, gpus: int | None) -> str:
     from internevo_engine.data.prepare import check_sources  # imports torch
 
     check_sources(config)
-    return f"{describe(_plan(config, gpus))}\nnothing was trained: this was a dry run"
+    return f"{describe(config, _plan(config, gpus))}\nnothing was trained: this was a dry run"
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

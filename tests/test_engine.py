@@ -4,7 +4,7 @@ Documents of very different lengths; the plain loop runs each on its own, unpack
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -29,7 +29,6 @@ from internevo_engine.models.initialize import build
 from internevo_engine.models.loss import token_loss
 from internevo_engine.plan.plan import make_plan
 from internevo_engine.plan.topology import Topology
-from internevo_engine.runtime.communicator import Communicator
 from internevo_engine.runtime.launch import ALONE, Place
 from tests.ranks import run_ranks
 
@@ -122,11 +121,9 @@ def plain_loop() -> Outcome:
 
 
 def engine_of(place: Place, cfg: Config, ranks_per_host: int | None = None) -> Engine[MicroBatch]:
-    topology = Topology(place.world, ranks_per_host or place.world, "cpu")
-    plan = make_plan(cfg, parameters(cfg.model), topology)
-    communicator = Communicator(place, torch.device("cpu"), plan.levels)
+    place = replace(place, local_world=ranks_per_host or place.world)
     example = pack([torch.arange(SEQ_LEN * cfg.data.micro_batch + 1)])
-    return Engine(model_of(cfg), token_loss, plan, communicator, example=example)
+    return Engine(model_of(cfg), token_loss, **dict(cfg.step), example=example, place=place)
 
 
 def engine_loop(

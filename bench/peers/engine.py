@@ -9,12 +9,9 @@ import torch
 from bench.peers.peer import Peer, Rank
 from internevo_engine.data.packing import MicroBatch
 from internevo_engine.engine import Engine
-from internevo_engine.models.families import parameters
 from internevo_engine.models.loss import token_loss
-from internevo_engine.plan.plan import make_plan
 from internevo_engine.plan.topology import Topology
 from internevo_engine.program import Program
-from internevo_engine.runtime.communicator import Communicator
 from internevo_engine.runtime.launch import ALONE
 from internevo_engine.schedule.report import bytes_sent
 from internevo_engine.schedule.show import program_of
@@ -23,11 +20,9 @@ from internevo_engine.schedule.show import program_of
 def build_engine(rank: Rank) -> Peer:
     settings, place = rank.settings, rank.place
     topology = Topology(place.world, place.local_world, rank.device.type)
-    plan = make_plan(settings.config, parameters(settings.model), topology)
     model = settings.make_model(rank.device)
-    communicator = Communicator(place, rank.device, plan.levels)
     example = settings.micro_batches(0, place.rank, place.world)[0].to(rank.device)
-    engine = Engine[MicroBatch](model, token_loss, plan, communicator, example=example)
+    engine = Engine(model, token_loss, **dict(settings.config.step), example=example, place=place)
 
     def step(micro_batches: Sequence[MicroBatch]) -> torch.Tensor:
         return torch.tensor(engine.step(micro_batches).loss)

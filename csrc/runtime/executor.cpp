@@ -140,22 +140,32 @@ bool Executor::is_first_replica() const {
     });
 }
 
+void Executor::advance(const Memory::Tensors& inputs, std::int64_t end) {
+    put(inputs);
+    lanes_->run([this](std::size_t instruction) { execute(instruction); }, static_cast<std::size_t>(end));
+}
+
 at::Tensor Executor::step(const Memory::Tensors& inputs, double lr, std::int64_t step, bool stop) {
+    put(inputs);
     lr_ = lr;
     step_ = step;
-    totals_.reset();
     totals_.add(Totals::kStop, static_cast<double>(stop));
-    for (const auto& [name, tensor] : inputs) memory_.put(memory_.slot(name), tensor);
-    memory_.reset_peak();
     lanes_->run([this](std::size_t instruction) { execute(instruction); });
     release(last_releases_);
-    for (const auto& [name, tensor] : inputs) memory_.free(memory_.slot(name));
+    for (const Memory::Slot slot : inputs_) memory_.free(slot);
     return totals_.tensor();
 }
 
-void Executor::refresh() {
-    for (std::size_t i = 0; i < orders_.size(); ++i) {
-        if (orders_[i].kind == Kind::kRefresh) execute(i);
+// The first inputs of a step begin it.
+void Executor::put(const Memory::Tensors& inputs) {
+    if (lanes_->next() == 0) {
+        inputs_.clear();
+        totals_.reset();
+        memory_.reset_peak();
+    }
+    for (const auto& [name, tensor] : inputs) {
+        inputs_.push_back(memory_.slot(name));
+        memory_.put(inputs_.back(), tensor);
     }
 }
 

@@ -2,6 +2,7 @@
 // calling thread.
 //
 //     step(inputs, lr, step, stop) -> [loss sum, count, stop, square sum] over all micro-batches and ranks
+//     advance(inputs, end)         instructions below `end`, ahead of the step() that runs the rest
 //
 // What each instruction does is csrc/core/layout.h read as orders: a kind is a row of kActions, an operand a
 // slot of Memory, a lane a thread or a stream of the device (queueing.h), a (lane, level) a process group.
@@ -72,12 +73,12 @@ class Executor : public torch::CustomClassHolder {
   public:
     Executor(const std::string& program, Bindings bindings);
 
-    // Inputs are the values that no call writes, by operand ("%m0.tokens"); step counts from 1.
+    // Inputs are the values that no call writes, by operand ("%m0.tokens"), given before they are read, and
+    // kept to the end of the step; step counts from 1.
+    void advance(const Memory::Tensors& inputs, std::int64_t end);
     at::Tensor step(const Memory::Tensors& inputs, double lr, std::int64_t step, bool stop);
 
-    // Only the refresh instructions: afterwards parameters are whole, as they are after a step has begun.
-    void refresh();
-
+    at::Tensor value(const std::string& name) const { return memory_.read(memory_.slot(name)); }
     at::Tensor trace() const;  // [instructions, 2]: start and end in the last step, monotonic ns
     std::int64_t live_bytes() const { return memory_.live_bytes(); }
     std::int64_t peak_bytes() const { return memory_.peak_bytes(); }  // since the step began
@@ -110,6 +111,7 @@ class Executor : public torch::CustomClassHolder {
     std::pair<Slice, Slice> slices(std::int64_t bucket, std::int64_t level, bool of_shard) const;
     bool is_first_replica() const;
 
+    void put(const Memory::Tensors& inputs);
     void execute(std::size_t instruction);
     void release(const std::vector<Memory::Slot>& slots);
 
@@ -129,6 +131,7 @@ class Executor : public torch::CustomClassHolder {
     std::unordered_map<std::string, std::unique_ptr<Transfers>> transfers_;
     std::vector<Memory::Slot> param_slots_;  // of each bucket
     std::vector<Order> orders_;
+    std::vector<Memory::Slot> inputs_;  // of this step
 
     double lr_ = 0;
     std::int64_t step_ = 0;

@@ -61,8 +61,12 @@ c10::intrusive_ptr<Executor> make(const string& program, int64_t rank, const std
                                   const string& queueing) {
     return c10::make_intrusive<Executor>(
         program, Bindings{rank, to_calls(calls), std::move(grad_offsets), to_map(buffers), to_shards(shards),
-                          to_map(groups), to_routes(routes), wire, to_settings(settings),
-                          queueing});
+                          to_map(groups), to_routes(routes), wire, to_settings(settings), queueing});
+}
+
+void advance(const c10::intrusive_ptr<Executor>& executor, const c10::Dict<string, at::Tensor>& inputs,
+             int64_t end) {
+    executor->advance(to_map(inputs), end);
 }
 
 at::Tensor step(const c10::intrusive_ptr<Executor>& executor, const c10::Dict<string, at::Tensor>& inputs,
@@ -77,8 +81,9 @@ TORCH_LIBRARY_FRAGMENT(internevo, m) {
     using ie::runtime::Executor;
     m.class_<Executor>("Executor")
         .def(torch::init(&ie::runtime::make))
+        .def("advance", &ie::runtime::advance)
         .def("step", &ie::runtime::step)
-        .def("refresh", &Executor::refresh)
+        .def("value", &Executor::value)
         .def("trace", &Executor::trace)
         .def("live_bytes", &Executor::live_bytes)
         .def("peak_bytes", &Executor::peak_bytes);

@@ -22,10 +22,22 @@ class LaneRunner {
     // Executes every instruction once: in the order of its lane, and after what it waits for. Lane 0 belongs
     // to the caller: its thread, and its stream. Rethrows what an instruction throws; then the runner is of
     // no use any more, because ranks that part in the middle of a step can't meet again.
-    virtual void run(const Execute& execute) = 0;
+    void run(const Execute& execute) { run(execute, spans().size()); }
 
-    // When each instruction ran in the last step. Not while one runs.
+    // A step in parts: only the instructions from next() up to `end`, not included.
+    virtual void run(const Execute& execute, std::size_t end) = 0;
+
+    // The first instruction that has not run in this step; 0 between steps.
+    std::size_t next() const { return next_; }
+
+    // When each instruction ran last. Not while one runs.
     virtual const std::vector<Span>& spans() const = 0;
+
+  protected:
+    void advance_to(std::size_t end) { next_ = end < spans().size() ? end : 0; }
+
+  private:
+    std::size_t next_ = 0;
 };
 
 }  // namespace ie::runtime

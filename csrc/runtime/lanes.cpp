@@ -30,22 +30,26 @@ Lanes::Lanes(const std::vector<std::vector<std::size_t>>& queues, std::vector<st
 
 Lanes::~Lanes() {
     closing_ = true;
-    publish(num_steps_, 1);
+    publish(num_runs_, 1);
     for (const auto& lane : lanes_) {
         if (lane->thread.joinable()) lane->thread.join();
     }
 }
 
-void Lanes::run(const Execute& execute) {
+void Lanes::run(const Execute& execute, std::size_t end) {
     IE_CHECK(!stopped_,
              "an earlier step failed, and its ranks are out of step; start again from a new executor");
     execute_ = &execute;
-    for (const auto& lane : lanes_) lane->num_ended = 0;
+    end_ = end;
+    if (next() == 0) {
+        for (const auto& lane : lanes_) lane->num_ended = 0;
+    }
     num_active_ = static_cast<int>(lanes_.size());
-    publish(num_steps_, 1);
+    publish(num_runs_, 1);
     drain(*lanes_[0]);
     for (int active = num_active_; active > 0; active = num_active_) num_active_.wait(active);
     if (stopped_) std::rethrow_exception(error_);
+    advance_to(end);
 }
 
 void Lanes::wait_until(const std::function<bool()>& condition) const {
@@ -63,8 +67,8 @@ std::function<void()> Lanes::waker() const {
 
 // The life of a lane's thread.
 void Lanes::serve(Lane& lane) {
-    for (int step = 0;; ++step) {
-        num_steps_.wait(step);
+    for (int run = 0;; ++run) {
+        num_runs_.wait(run);
         if (closing_) return;
         drain(lane);
     }
@@ -72,7 +76,8 @@ void Lanes::serve(Lane& lane) {
 
 void Lanes::drain(Lane& lane) {
     try {
-        for (const std::size_t instruction : lane.queue) {
+        for (std::size_t i = lane.num_ended; i < lane.queue.size() && lane.queue[i] < end_; ++i) {
+            const std::size_t instruction = lane.queue[i];
             start_when_ready(instruction);
             spans_[instruction].start = std::chrono::steady_clock::now();
             (*execute_)(instruction);

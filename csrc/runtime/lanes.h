@@ -3,6 +3,7 @@
 //
 //     Lanes lanes(queues, after);
 //     lanes.run(execute);        once a step; queue 0 runs on the calling thread
+//     lanes.run(execute, end);   or a step in parts: the instructions below `end` that have not run yet
 //
 // A lane executes its instructions one after the other, each once all of `after` have ended. An exception
 // ends the step in every lane: none starts another instruction, waits end, and run() rethrows the first
@@ -29,12 +30,14 @@ class Lanes : public LaneRunner {
   public:
     // queues[l] lists the instructions of lane l; every instruction from 0 on is in one queue, and after[i]
     // are the instructions that must end before i starts. Waits that can never end are the caller's mistake.
+    // A step in parts needs rising numbers: in every queue, and from after[i] to i.
     Lanes(const std::vector<std::vector<std::size_t>>& queues, std::vector<std::vector<std::size_t>> after);
     ~Lanes() override;
     Lanes(const Lanes&) = delete;
     Lanes& operator=(const Lanes&) = delete;
 
-    void run(const Execute& execute) override;
+    using LaneRunner::run;
+    void run(const Execute& execute, std::size_t end) override;
 
     // Only inside execute().
     void wait_until(const std::function<bool()>& condition) const;
@@ -65,8 +68,9 @@ class Lanes : public LaneRunner {
     std::vector<Span> spans_;
 
     const Execute* execute_ = nullptr;
-    std::atomic<int> num_steps_ = 0;   // begun; lanes wait for the next
-    std::atomic<int> num_active_ = 0;  // lanes that have not come to rest in this step
+    std::size_t end_ = 0;              // of this run
+    std::atomic<int> num_runs_ = 0;    // begun; lanes wait for the next
+    std::atomic<int> num_active_ = 0;  // lanes that have not come to rest in this run
     std::atomic<bool> closing_ = false;
     std::atomic<bool> stopped_ = false;
     std::exception_ptr error_;

@@ -39,15 +39,16 @@ Streams::Streams(std::vector<std::size_t> lanes, const std::vector<std::vector<s
     }
 }
 
-void Streams::run(const Execute& execute) {
+void Streams::run(const Execute& execute, std::size_t end) {
     IE_CHECK(!failed_,
              "an earlier step failed, and its ranks are out of step; start again from a new executor");
     failed_ = true;  // until the end is reached
     const CallersStream callers_stream(*device_);
     fork();
-    for (std::size_t i = 0; i < lanes_.size(); ++i) queue(i, execute);
+    for (std::size_t i = next(); i < end; ++i) queue(i, execute);
     join();
     failed_ = false;
+    advance_to(end);
 }
 
 void Streams::fork() {

@@ -6,7 +6,7 @@
 //
 // Lane 0 is the stream that is current when run() is called. The other streams wait for what was queued there
 // before the step, and it waits for all of them at the end, so the caller sees a step as work on its own
-// stream.
+// stream. So it does with each part of a step.
 #pragma once
 
 #include <memory>
@@ -33,7 +33,8 @@ class Streams : public LaneRunner {
     Streams(std::vector<std::size_t> lanes, const std::vector<std::vector<std::size_t>>& after,
             std::unique_ptr<StreamDevice> device);
 
-    void run(const Execute& execute) override;
+    using LaneRunner::run;
+    void run(const Execute& execute, std::size_t end) override;
     const std::vector<Span>& spans() const override { return spans_; }
 
   private:

@@ -47,6 +47,30 @@ void every_instruction_sees_what_it_waited_for_in_every_step() {
     }
 }
 
+void a_step_in_parts_runs_every_instruction_once_and_in_order() {
+    const Work work(300, 3);
+    Lanes lanes(work.queues, work.after);
+    for (int step = 1; step <= 5; ++step) {
+        std::vector<int> written(300);
+        bool in_order = true;
+        std::size_t end = 0;
+        const auto execute = [&](std::size_t i) {
+            if (i >= end || written[i] != 0) in_order = false;
+            for (const std::size_t earlier : work.after[i]) {
+                if (written[earlier] != step) in_order = false;
+            }
+            written[i] = step;
+        };
+        for (const std::size_t part : {0, 1, 120, 120, 299, 300}) {
+            end = part;
+            lanes.run(execute, part);
+            EXPECT(lanes.next() == part % 300);
+        }
+        EXPECT(in_order);
+        EXPECT(written == std::vector<int>(300, step));
+    }
+}
+
 void a_lane_keeps_its_order_and_queue_0_runs_on_the_caller() {
     Lanes lanes({{1}, {3, 0, 2}}, {{}, {}, {}, {}});
     std::vector<std::size_t> order;
@@ -125,6 +149,7 @@ void spans_follow_the_order_of_instructions() {
 
 int main() {
     every_instruction_sees_what_it_waited_for_in_every_step();
+    a_step_in_parts_runs_every_instruction_once_and_in_order();
     a_lane_keeps_its_order_and_queue_0_runs_on_the_caller();
     an_error_in_any_lane_ends_the_step_in_every_lane();
     an_error_frees_a_lane_that_waits_for_the_outside();

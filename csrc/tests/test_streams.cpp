@@ -105,6 +105,23 @@ void a_step_is_work_on_the_callers_stream() {
     }
 }
 
+void a_step_in_parts_is_queued_in_the_same_order() {
+    const core::Program program = tests::small_program();
+    const core::HappensBefore before(program.instructions);
+    const std::size_t size = program.instructions.size();
+    auto [streams, device] = record(program);
+    for (const std::size_t end : {std::size_t{7}, size / 2, size / 2, size}) {
+        streams.run([&](std::size_t i) { device->queue(i); }, end);
+        EXPECT(streams.next() == end % size);
+        EXPECT(device->entered() == 0 && device->seen_by_caller().size() == end);
+    }
+    for (std::size_t i = 0; i < size; ++i) {
+        for (std::size_t earlier = 0; earlier < i; ++earlier) {
+            EXPECT(device->started[i].contains(earlier) || !before(earlier, i));
+        }
+    }
+}
+
 void a_failed_step_gives_the_callers_stream_back_and_is_the_last() {
     auto [streams, device] = record(tests::small_program());
     const auto run = [&] {
@@ -192,6 +209,7 @@ void the_window_bounds_memory_on_streams_too() {
 int main() {
     streams_are_ordered_as_the_program_says_and_not_further();
     a_step_is_work_on_the_callers_stream();
+    a_step_in_parts_is_queued_in_the_same_order();
     a_failed_step_gives_the_callers_stream_back_and_is_the_last();
     an_order_that_can_not_be_queued_is_refused();
     memory_goes_back_where_its_own_stream_has_come_past_all_users();

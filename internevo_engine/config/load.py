@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from internevo_engine.config.schema import FREE_KEYS, Config
+from internevo_engine.config.schema import FREE_KEYS, Config, StepConfig
 from internevo_engine.config.yaml_source import KeyPath, Source, read_file, read_override
 from internevo_engine.errors import ConfigError
 
@@ -26,6 +26,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if isinstance(run, dict) and run.get("dir") is None:
         run["dir"] = f"runs/{Path(path).stem}"
     return _validate(source)
+
+
+def step_config(**keys: object) -> StepConfig:
+    """The settings of an Engine from its arguments; a section is a config object or a mapping of its keys.
+
+    Raises:
+        ConfigError: every problem found, one line each.
+    """
+    try:
+        return StepConfig.model_validate(keys)
+    except ValidationError as error:
+        raise ConfigError(*_explain(error, Source(places={(): "Engine"}), StepConfig)) from None
 
 
 def dump_config(config: Config) -> str:
@@ -87,16 +99,16 @@ def _validate(source: Source) -> Config:
     return config
 
 
-def _explain(error: ValidationError, source: Source) -> list[str]:
+def _explain(error: ValidationError, source: Source, root: type[BaseModel] = Config) -> list[str]:
     """One line a key. The members of a union complain one by one; what they expect is joined by 'or'."""
     texts: dict[KeyPath, list[str]] = {}
     found: dict[KeyPath, Any] = {}
     for problem in error.errors(include_url=False):
-        path = _known_path(problem["loc"])
+        path = _known_path(problem["loc"], root)
         match problem["type"]:
             case "extra_forbidden":
                 path = tuple(str(part) for part in problem["loc"])
-                text = f"unknown key{_nearest(path)}"
+                text = f"unknown key{_nearest(path, root)}"
             case "missing" if path == problem["loc"]:
                 text = "is required but not given"
             case "missing":
@@ -116,10 +128,10 @@ def _line(path: KeyPath, texts: Sequence[str], found: dict[KeyPath, Any], source
     return f"{source.place(path)}: {'.'.join(path)}: {' or '.join(dict.fromkeys(parts))}{value}"
 
 
-def _known_path(location: Iterable[int | str]) -> KeyPath:
+def _known_path(location: Iterable[int | str], root: type[BaseModel]) -> KeyPath:
     """The part of a pydantic location that is keys of ours; what follows names members of a union."""
     path: list[str] = []
-    section: Any = Config
+    section: Any = root
     for part in location:
         if not (isinstance(section, type) and issubclass(section, BaseModel) and part in section.model_fields):
             break
@@ -128,16 +140,16 @@ def _known_path(location: Iterable[int | str]) -> KeyPath:
     return tuple(path)
 
 
-def _all_keys(section: type[BaseModel] = Config, prefix: KeyPath = ()) -> Iterator[KeyPath]:
+def _all_keys(section: type[BaseModel], prefix: KeyPath = ()) -> Iterator[KeyPath]:
     for name, info in section.model_fields.items():
         yield (*prefix, name)
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             yield from _all_keys(info.annotation, (*prefix, name))
 
 
-def _nearest(path: KeyPath) -> str:
+def _nearest(path: KeyPath, root: type[BaseModel]) -> str:
     """A hint: the nearest key of the section, else of another section, else the section's keys."""
-    keys = list(_all_keys())
+    keys = list(_all_keys(root))
     siblings = {key[-1]: ".".join(key) for key in keys if key[:-1] == path[:-1]}
     elsewhere = {key[-1]: ".".join(key) for key in keys}
     for names in (siblings, elsewhere):

@@ -209,6 +209,19 @@ class GraphConfig(Section):
     of each layer (full); all of the first fraction of the layers; or {budget_gb: 8}."""
 
 
+class StepConfig(Section):
+    """What decides a training step of any model: what an Engine is given, and what a plan keeps of a Config."""
+
+    steps: Positive
+    """Optimizer updates that the learning-rate schedule is made for."""
+    grad_accum: Positive = 1
+    """Micro-batches of one rank in one step."""
+    optim: OptimConfig = OptimConfig()
+    zero: ZeroConfig = ZeroConfig()
+    comm: CommConfig = CommConfig()
+    graph: GraphConfig = GraphConfig()
+
+
 class LaunchConfig(Section):
     """Where the ranks run."""
 
@@ -252,3 +265,19 @@ class Config(Section):
     def micro_batch_tokens(self) -> int:
         """Tokens in one micro-batch of one rank."""
         return self.data.seq_len * self.data.micro_batch
+
+    def step_tokens(self, world: int) -> int:
+        """Tokens in one step of all ranks."""
+        return self.micro_batch_tokens * self.data.grad_accum * world
+
+    @property
+    def step(self) -> StepConfig:
+        """What decides a step, without what is trained on and where."""
+        return StepConfig(
+            steps=self.run.steps,
+            grad_accum=self.data.grad_accum,
+            optim=self.optim,
+            zero=self.zero,
+            comm=self.comm,
+            graph=self.graph,
+        )

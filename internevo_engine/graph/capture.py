@@ -11,11 +11,12 @@ from functools import cache
 from torch import nn
 
 from internevo_engine.graph.assemble import assemble
+from internevo_engine.graph.loss import LossFunction
 from internevo_engine.graph.partition import partition
 from internevo_engine.graph.recompute import Policies, Recompute, choose
 from internevo_engine.graph.sections import drafts, find_layers
 from internevo_engine.graph.step_graph import StepGraph
-from internevo_engine.graph.trace import LossFunction, trace
+from internevo_engine.graph.trace import trace
 
 
 def capture(

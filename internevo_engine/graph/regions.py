@@ -4,12 +4,12 @@ Called by the runtime before the first step, after capture has returned: inside 
 strides into it. Hands on callables by the region's name.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from multiprocessing import get_context
 from multiprocessing.queues import SimpleQueue
+from multiprocessing.sharedctypes import Synchronized
 from threading import Thread
 from typing import Literal
 
@@ -20,7 +20,6 @@ from torch.fx import GraphModule, Interpreter
 from internevo_engine.graph import compat
 from internevo_engine.graph.extract import returned
 from internevo_engine.graph.step_graph import Region, Runnable, StepGraph
-from internevo_engine.units import format_seconds
 
 Compiler = Literal["inductor", "eager"]
 
@@ -34,20 +33,9 @@ INDUCTOR_SETTINGS = {
 """Inductor's own overlap passes stay off: a region holds no communication, and two schedulers fight."""
 
 
-def compile_regions(graph: StepGraph, compiler: Compiler, report: Callable[[str], None]) -> dict[str, Runnable]:
-    """Something that runs for each region, by its name.
-
-    Args:
-        report: gets a line before and one after; compiling takes seconds to minutes, the next start finds it in
-            Inductor's cache folder.
-    """
-    started, regions = time.perf_counter(), graph.regions
-    report(f"compiling {len(regions)} regions for {len(graph.calls)} calls: {compiler}")
-    hits = _cache_hits()
-    runnables = {region.name: _COMPILERS[compiler](region) for region in regions}
-    seconds = format_seconds(time.perf_counter() - started)
-    report(f"compiled {len(regions)} regions in {seconds}, {_cache_hits() - hits} of them from the cache")
-    return runnables
+def compile_regions(graph: StepGraph, compiler: Compiler) -> dict[str, Runnable]:
+    """Something that runs for each region, by its name. Inductor takes seconds to minutes, or finds it in its cache."""
+    return {region.name: _COMPILERS[compiler](region) for region in graph.regions}
 
 
 @contextmanager
@@ -74,7 +62,7 @@ def _ask_for_inductor() -> None:
 _ASK: Mapping[Compiler, Callable[[], object]] = {"eager": lambda: None, "inductor": _ask_for_inductor}
 
 
-def compile_ahead(regions: Sequence[Region], num_processes: int) -> None:
+def compile_ahead(regions: Sequence[Region], num_processes: int) -> int:
     """Fill Inductor's cache, so that compile_regions finds these regions there, in this rank and in others of its host.
 
     Forked processes take them one by one, the largest first: alone, Python would wait for the C++ compiler and the C++
@@ -82,34 +70,43 @@ def compile_ahead(regions: Sequence[Region], num_processes: int) -> None:
 
     Args:
         num_processes: 1: no fork, all in this process.
+
+    Returns:
+        How many of them the cache had already.
     """
     largest_first = sorted(regions, key=lambda region: -len(region.module.graph.nodes))
     if num_processes == 1:
-        for region in largest_first:
-            _inductor(region)
-        return
+        return sum(_was_cached(region) for region in largest_first)
     fork = get_context("fork")
+    num_cached = fork.Value("i")
     todo: SimpleQueue[int] = fork.SimpleQueue()
     for index in [*range(len(regions)), *[-1] * num_processes]:
         todo.put(index)
-    processes = [fork.Process(target=_compile_from, args=(todo, largest_first)) for _ in range(num_processes)]
+    processes = [
+        fork.Process(target=_compile_from, args=(todo, largest_first, num_cached)) for _ in range(num_processes)
+    ]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
+    return num_cached.value
 
 
-def _compile_from(todo: "SimpleQueue[int]", regions: Sequence[Region]) -> None:
+def _compile_from(todo: "SimpleQueue[int]", regions: Sequence[Region], num_cached: "Synchronized[int]") -> None:
     """The life of a forked process. It has none of its parent's threads: compiling computes nothing on fake tensors,
     and starts one C++ compiler at a time, without a pool. (The number of threads is compiled in, and stays.)"""
     with redirect_stderr(StringIO()), compat.inductor_config.patch(compile_threads=1):
         while (index := todo.get()) >= 0:
-            _inductor(regions[index])
+            was_cached = _was_cached(regions[index])
+            with num_cached:
+                num_cached.value += was_cached
 
 
-def _cache_hits() -> int:
-    """Regions that Inductor has found in its cache since the process began."""
-    return compat.counters["inductor"]["fxgraph_cache_hit"]
+def _was_cached(region: Region) -> bool:
+    """Compile a region; whether Inductor found it in its cache."""
+    hits = compat.counters["inductor"]["fxgraph_cache_hit"]
+    _inductor(region)
+    return compat.counters["inductor"]["fxgraph_cache_hit"] > hits
 
 
 def _eager(region: Region) -> Runnable:

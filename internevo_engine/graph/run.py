@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from internevo_engine.errors import UsageError
 from internevo_engine.graph.step_graph import Runnable, StepGraph
 
 
@@ -36,7 +37,7 @@ def run_micro_batch(
         compiled: what graph/regions.py made of the regions, by name; without it their graphs run op by op.
 
     Raises:
-        ValueError: the batch is of other shapes or dtypes than the captured one.
+        UsageError: the batch is of other shapes or dtypes than the captured one.
     """
     run = compiled or {region.name: region.module.forward for region in graph.regions}
     values = {**graph.constants, **parameters, **batch_values(graph, batch)}
@@ -53,15 +54,16 @@ def batch_values(graph: StepGraph, batch: object) -> dict[str, Tensor]:
     """The batch's tensors under the names of their values.
 
     Raises:
-        ValueError: the batch is of other shapes or dtypes than the captured one.
+        UsageError: the batch is of other shapes or dtypes than the captured one.
     """
     tensors = dict(zip(graph.batch_values, graph.batch.tensors(batch).values(), strict=True))
     for name, tensor in tensors.items():
         value = graph.values[name]
         if (tuple(tensor.shape), tensor.dtype) != (value.shape, value.dtype):
-            raise ValueError(
+            raise UsageError(
                 f"{name} is {tensor.dtype} {tuple(tensor.shape)}, the step was captured for {value.dtype} "
-                f"{value.shape}; give every batch one shape (cu_seqlens: models.attention.pad_pieces) or capture again"
+                f"{value.shape}; give every batch one shape (pad; cu_seqlens: models.attention.pad_pieces), or use "
+                "graph.mode=hooks"
             )
     return tensors
 

@@ -4,10 +4,9 @@ Called by graph/capture.py, which cuts the graph into calls of regions. A repeat
 is its backward; every kind of layer has a graph of its own beside it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from internevo_engine.graph import compat
 from internevo_engine.graph.batch import BatchLayout, describe
 from internevo_engine.graph.joint import HINT, OWN, CaptureError, JointGraph, trace_joint
 from internevo_engine.graph.layers import marked, repeated_classes
+from internevo_engine.graph.loss import LossFunction, loss_and_count
 from internevo_engine.graph.opaque import hide_layers
 
 TRACING = {
@@ -25,9 +25,6 @@ TRACING = {
     "inline_single_use_invoke_subgraph": False,
 }
 """Every shape is fixed, and a layer that is the only one of its kind is a region like the others."""
-
-LossFunction = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor | int]]
-"""(model, batch) -> (sum of the loss over valid tokens, number of valid tokens), or a mean, which counts as 1."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +85,7 @@ class _Function(nn.Module):
         self.model, self.loss_fn, self.layout = model, loss_fn, layout
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        result = self.loss_fn(self.model, self.layout.rebuild(tensors))
-        loss, count = result if isinstance(result, tuple) else (result, 1)
-        return loss, count.detach() if isinstance(count, Tensor) else torch.full((), count, device=loss.device)
+        return loss_and_count(self.loss_fn, self.model, self.layout.rebuild(tensors))
 
 
 def _fake_state(model: nn.Module, mode: compat.FakeTensorMode) -> dict[str, Tensor]:

@@ -21,8 +21,6 @@ class Validation:
 
 def validate(engine: Engine[MicroBatch], corpus: PackedCorpus, *, rank: int, world: int) -> Validation:
     """Every held-out token once, the packs dealt out over the ranks."""
-    engine.model.eval()
     loss_sum, tokens = engine.evaluate(corpus.evaluation_packs(rank, world))
-    engine.model.train()
     bits = loss_sum / log(2) / corpus.num_bytes if corpus.num_bytes else None
-    return Validation(engine.num_steps_done, loss_sum / tokens, bits, tokens)
+    return Validation(engine.num_steps_done, loss_sum / tokens, bits, int(tokens))

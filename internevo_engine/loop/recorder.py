@@ -12,6 +12,7 @@ from dataclasses import asdict
 import torch
 
 from internevo_engine.config.load import dump_config
+from internevo_engine.config.schema import Config
 from internevo_engine.data.tokenizers import Tokenizer
 from internevo_engine.loop.evaluate import Validation
 from internevo_engine.loop.final import write_final
@@ -27,28 +28,28 @@ from internevo_engine.plan.plan import Plan, describe
 class Recorder:
     """Records on rank 0, silent elsewhere."""
 
-    def __init__(self, plan: Plan, *, rank: int, command: Sequence[str]) -> None:
+    def __init__(self, config: Config, plan: Plan, *, rank: int, command: Sequence[str]) -> None:
         """Claim the run folder (rank 0).
 
         Raises:
             ConfigError, StorageError: the folder can't be used.
         """
-        self.path = folder_of(plan.config)
+        self.path = folder_of(config)
         self.steps_done = 0
         self._rank = rank
         self._log = Log(speaks=rank == 0)
-        self._run = plan.config.run
+        self._run = config.run
         self._folder: RunFolder | None = None
         self._step_sinks: list[Sink] = []
         self._valid_sinks: list[Sink] = []
         if rank == 0:
-            self._open(plan, command)
+            self._open(config, plan, command)
 
-    def _open(self, plan: Plan, command: Sequence[str]) -> None:
+    def _open(self, config: Config, plan: Plan, command: Sequence[str]) -> None:
         files = {
-            "config.yaml": dump_config(plan.config),
+            "config.yaml": dump_config(config),
             "command.txt": " ".join(command) + "\n",
-            "plan.txt": describe(plan) + "\n",
+            "plan.txt": describe(config, plan) + "\n",
         }
         extra = [tensorboard()] if self._run.tensorboard else []
         self._folder = RunFolder(self.path, files, num_steps=self._run.steps)

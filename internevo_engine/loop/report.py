@@ -16,9 +16,8 @@ PROMPT_LINES = 10
 SAMPLE_TOKENS = 120
 
 
-def last_words(folder: Path, engine: Engine[MicroBatch], data: Prepared) -> str:
+def last_words(folder: Path, config: Config, engine: Engine[MicroBatch], data: Prepared) -> str:
     """A few paragraphs for the screen, the log and RUN/report.txt."""
-    config = engine.plan.config
     return "\n\n".join(
         [
             *_worth(folder, data),

@@ -51,17 +51,17 @@ def train(config: Config, place: Place = ALONE, command: Sequence[str] = ()) -> 
     device = choose_device(config.launch.device, machine)
     topology = local_topology(device, machine, world=place.world, local_world=place.local_world)
     plan = make_plan(config, parameters(config.model), topology)
-    check_memory(plan)
+    check_memory(config, plan)
     torch_device = _use_device(device, place, machine)
     with joined(place, device.backend), _memory_named(config, place.rank):
-        recorder = Recorder(plan, rank=place.rank, command=command)
+        recorder = Recorder(config, plan, rank=place.rank, command=command)
         with recorder.state():
-            communicator = Communicator(place, torch_device, plan.levels)
+            communicator = Communicator(place, torch_device, ())
             data = _prepare_data(config, communicator, recorder)
-            engine = _build_engine(plan, data, communicator, recorder)
+            engine = _build_engine(config, plan, data, place, torch_device, recorder)
             with stop_on_signal() as stop:
-                interrupted = _steps(engine, data, communicator, recorder, stop)
-            _end(engine, data, communicator, recorder, interrupted=interrupted)
+                interrupted = _steps(config, engine, data, communicator, recorder, stop)
+            _end(config, engine, data, communicator, recorder, interrupted=interrupted)
     return TrainResult(engine.num_steps_done, interrupted, recorder.path)
 
 
@@ -81,22 +81,34 @@ def _prepare_data(config: Config, communicator: Communicator, recorder: Recorder
         return prepare(config, cache, recorder.say)
 
 
-def _build_engine(plan: Plan, data: Prepared, communicator: Communicator, recorder: Recorder) -> Engine[MicroBatch]:
-    config, device = plan.config, communicator.device
+def _build_engine(
+    config: Config, plan: Plan, data: Prepared, place: Place, device: torch.device, recorder: Recorder
+) -> Engine[MicroBatch]:
+    """An engine like anybody's; from the model it makes the plan that was printed."""
     recorder.say(
         f"{config.model.family}, {format_count(plan.num_params)} parameters in {plan.dtype}, on "
-        f"{plan.topology.world} x {device.type}, {plan.tokens_per_step:,} tokens a step, {config.run.steps} steps"
+        f"{place.world} x {device.type}, {config.step_tokens(place.world):,} tokens a step, {config.run.steps} steps"
     )
-    model = build(config.model, config.data.seq_len, TORCH_DTYPES[plan.dtype], device, config.run.seed)
-    example = data.train.micro_batch(0, 0, 1).to(device)
-    return Engine[MicroBatch](model, token_loss, plan, communicator, example=example, say=recorder.say)
+    return Engine(
+        build(config.model, config.data.seq_len, TORCH_DTYPES[plan.dtype], device, config.run.seed),
+        token_loss,
+        **dict(config.step),
+        example=data.train.micro_batch(0, 0, 1),
+        place=place,
+        say=recorder.say,
+    )
 
 
 def _steps(
-    engine: Engine[MicroBatch], data: Prepared, communicator: Communicator, recorder: Recorder, stop: StopRequest
+    config: Config,
+    engine: Engine[MicroBatch],
+    data: Prepared,
+    communicator: Communicator,
+    recorder: Recorder,
+    stop: StopRequest,
 ) -> bool:
     """All steps, or as many as until a rank was asked to stop; True if so."""
-    config, rank, world = engine.plan.config, communicator.rank, communicator.world
+    rank, world = communicator.rank, communicator.world
     meter = Meter(config.model, config.data.seq_len, world, _device_name(communicator.device))
     loader = Loader(data.train, rank, world, config.data.grad_accum, first_step=0, num_steps=config.run.steps)
     tokens = 0
@@ -107,7 +119,7 @@ def _steps(
             seconds, step = time.perf_counter() - started, engine.num_steps_done
             tokens += result.tokens
             metrics = meter.measure(
-                result, step=step, tokens=tokens, step_tokens=engine.plan.tokens_per_step,
+                result, step=step, tokens=tokens, step_tokens=config.step_tokens(world),
                 squared_lengths=sum(map(squared_lengths, micro_batches)), seconds=seconds,
             )  # fmt: skip
             recorder.step(metrics, engine.state.checksums())
@@ -131,7 +143,13 @@ def squared_lengths(batch: MicroBatch) -> int:
 
 
 def _end(
-    engine: Engine[MicroBatch], data: Prepared, communicator: Communicator, recorder: Recorder, *, interrupted: bool
+    config: Config,
+    engine: Engine[MicroBatch],
+    data: Prepared,
+    communicator: Communicator,
+    recorder: Recorder,
+    *,
+    interrupted: bool,
 ) -> None:
     """The weights first: nothing that comes later can lose them."""
     with engine.whole_parameters():
@@ -145,7 +163,7 @@ def _end(
             recorder.validation(validate(engine, data.valid, rank=communicator.rank, world=communicator.world))
         recorder.draw()
         with engine.whole_parameters():
-            recorder.last_words(lambda: last_words(recorder.path, engine, data))
+            recorder.last_words(lambda: last_words(recorder.path, config, engine, data))
         recorder.set_state("finished")
     engine.close()
 

@@ -1,8 +1,8 @@
 """plan: memory of one rank, forecast in bytes before anything is allocated.
 
-States are exact: the runtime allocates these very buffers. So are activations for graph.mode=graph: they are what a
-captured step of models/decoder.py keeps (tests/plan/test_memory.py). Eager autograd keeps somewhat more, and gathered
-parameters and packed gradients of a few buckets come on top where states are sharded.
+States are exact: the runtime allocates these very buffers. So are the decoder's activations for graph.mode=graph: they
+are what a captured step of models/decoder.py keeps (tests/plan/test_memory.py). Eager autograd keeps somewhat more, and
+gathered parameters and packed gradients of a few buckets come on top where states are sharded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,15 +17,17 @@ PROCESS_BYTES = {"cpu": 400_000_000, "cuda": 1_500_000_000}
 """Interpreter and libraries; on CUDA the context and NCCL's buffers (not measured by us: a round figure)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MemoryForecast:
     """Bytes on one rank at the peak of a step."""
 
     parameters: int
     gradients: int
     optimizer: int
-    activations: int
-    logits: int
+    activations: int = 0
+    """Kept from forward to backward of a micro-batch; 0 as long as nothing is known of the model but its parameters."""
+    logits: int = 0
+    """Those of the decoder, while its loss is computed."""
     process: int
 
     @property
@@ -37,32 +39,34 @@ class MemoryForecast:
         return self.parameters + self.gradients + self.optimizer
 
 
-def forecast_memory(
-    config: Config, bucket_numels: Sequence[int], *, dtype: str, sizes: GroupSizes, device: str
+def forecast_states(
+    bucket_numels: Sequence[int], *, dtype: str, sizes: GroupSizes, reduction: str, device: str
 ) -> MemoryForecast:
-    """Forecast for one rank.
+    """Forecast for one rank, without what only a known model tells.
 
     Args:
         bucket_numels: padded elements of each flat bucket.
         dtype: 'fp32' or 'bf16', of parameters and activations.
         sizes: ranks that share one copy of each state.
     """
-    numel, size, num_tokens = sum(bucket_numels), DTYPE_BYTES[dtype], config.micro_batch_tokens
+    numel, size = sum(bucket_numels), DTYPE_BYTES[dtype]
     has_own_master = dtype != "fp32"  # an fp32 parameter is its own master
     return MemoryForecast(
         parameters=numel // sizes.param * size,
-        gradients=numel // sizes.summed(config.comm.reduction) * 4,
+        gradients=numel // sizes.summed(reduction) * 4,
         optimizer=numel // sizes.optim * (8 + 4 * has_own_master),
-        activations=_activations(config, size),
-        logits=num_tokens * config.model.vocab * (size + 4),  # logits and their fp32 log-softmax
         process=PROCESS_BYTES[device],
     )
 
 
-def _activations(config: Config, size: int) -> int:
-    recompute = config.graph.recompute
-    kept = int(config.micro_batch_tokens * kept_bytes_per_token(config.model, size, recompute))
-    return min(kept, int(recompute.budget_gb * 1e9)) if isinstance(recompute, RecomputeBudget) else kept
+def decoder_activations(config: Config, dtype: str) -> dict[str, int]:
+    """The rest of the forecast, by field: what a micro-batch of models/decoder.py adds."""
+    size, recompute, num_tokens = DTYPE_BYTES[dtype], config.graph.recompute, config.micro_batch_tokens
+    kept = int(num_tokens * kept_bytes_per_token(config.model, size, recompute))
+    if isinstance(recompute, RecomputeBudget):
+        kept = min(kept, int(recompute.budget_gb * 1e9))
+    logits = num_tokens * config.model.vocab * (size + 4)  # and their fp32 log-softmax
+    return {"activations": kept, "logits": logits}
 
 
 def kept_bytes_per_token(model: ModelConfig, size: int, recompute: Recompute) -> float:

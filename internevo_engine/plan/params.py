@@ -8,7 +8,8 @@ from math import prod
 class Param:
     """One trained parameter.
 
-    `layer` orders the forward pass: 0 is the embedding, 1..L the decoder layers, L + 1 final norm and head.
+    `layer` orders the forward pass: 0 is the embedding, 1..L the decoder layers, L + 1 final norm and head. For
+    any other module graph/module.py numbers them.
     """
 
     name: str

@@ -4,14 +4,14 @@ Pure arithmetic, no torch: a laptop plans for 1,024 ranks in milliseconds.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from internevo_engine import _core
-from internevo_engine.config.schema import Config, ModelConfig
+from internevo_engine.config.schema import Config, ModelConfig, StepConfig
 from internevo_engine.errors import MemoryNeededError, PlanError
 from internevo_engine.plan.hybrid_zero import GroupSizes, group_sizes
 from internevo_engine.plan.levels import levels
-from internevo_engine.plan.memory import MemoryForecast, forecast_memory
+from internevo_engine.plan.memory import MemoryForecast, decoder_activations, forecast_states
 from internevo_engine.plan.params import Param
 from internevo_engine.plan.topology import Topology
 from internevo_engine.program import Level
@@ -25,7 +25,7 @@ USABLE_SHARE = 0.94
 class Plan:
     """What every rank does, decided before step 1. The same on all ranks."""
 
-    config: Config
+    config: StepConfig
     topology: Topology
     params: tuple[Param, ...]
     dtype: str
@@ -45,24 +45,32 @@ class Plan:
     @property
     def micro_batches_per_step(self) -> int:
         """Over all ranks."""
-        return self.config.data.grad_accum * self.topology.world
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Over all ranks."""
-        return self.config.micro_batch_tokens * self.micro_batches_per_step
+        return self.config.grad_accum * self.topology.world
 
 
 def make_plan(config: Config, params: Sequence[Param], topology: Topology) -> Plan:
-    """Decide groups and buckets, and forecast the memory of one rank.
+    """The plan of a run: of our decoder the activations are known too.
 
     Args:
         params: the parameter table, in forward order.
 
     Raises:
+        PlanError: as `plan_step`.
+    """
+    plan = plan_step(config.step, params, topology, dtype=resolve_dtype(config.model, topology.device))
+    return replace(plan, memory=replace(plan.memory, **decoder_activations(config, plan.dtype)))
+
+
+def plan_step(config: StepConfig, params: Sequence[Param], topology: Topology, *, dtype: str) -> Plan:
+    """Decide groups and buckets for any model, and forecast the states of one rank.
+
+    Args:
+        params: the parameter table, in forward order.
+        dtype: 'fp32' or 'bf16', of parameters and computation.
+
+    Raises:
         PlanError: group sizes that don't fit the number of ranks, or what graph.mode=hooks can't do.
     """
-    dtype = resolve_dtype(config.model, topology.device)
     sizes = group_sizes(config.zero, topology)
     if config.graph.mode == "hooks":
         _refuse_what_hooks_can_not_do(config, sizes)
@@ -74,11 +82,11 @@ def make_plan(config: Config, params: Sequence[Param], topology: Topology) -> Pl
         num_shards=sizes.optim,
     )
     numels = [bucket.numel for bucket in buckets]
-    memory = forecast_memory(config, numels, dtype=dtype, sizes=sizes, device=topology.device)
+    memory = forecast_states(numels, dtype=dtype, sizes=sizes, reduction=config.comm.reduction, device=topology.device)
     return Plan(config, topology, tuple(params), dtype, sizes, digits, tuple(buckets), memory)
 
 
-def _refuse_what_hooks_can_not_do(config: Config, sizes: GroupSizes) -> None:
+def _refuse_what_hooks_can_not_do(config: StepConfig, sizes: GroupSizes) -> None:
     """Eager autograd has whole parameters and gradients and the backend's sums."""
     asked = {
         "zero.param": (sizes.param, 1),
@@ -95,8 +103,8 @@ def resolve_dtype(model: ModelConfig, device: str) -> str:
     return {"cuda": "bf16", "cpu": "fp32"}[device] if model.dtype == "auto" else model.dtype
 
 
-def check_memory(plan: Plan) -> None:
-    """Refuse a plan that can't fit.
+def check_memory(config: Config, plan: Plan) -> None:
+    """Refuse the plan of a run that can't fit.
 
     Raises:
         MemoryNeededError: with the bytes needed, the bytes there, and what would fit.
@@ -107,12 +115,12 @@ def check_memory(plan: Plan) -> None:
     raise MemoryNeededError(
         f"a rank needs {format_bytes(plan.memory.total)} "
         f"({format_bytes(plan.memory.states)} of it for parameters, gradients and optimizer states), "
-        f"but only {format_bytes(there)} are there per rank; {_remedy(plan, int(there * USABLE_SHARE))}"
+        f"but only {format_bytes(there)} are there per rank; {_remedy(config, plan, int(there * USABLE_SHARE))}"
     )
 
 
-def _remedy(plan: Plan, limit: int) -> str:
-    trials = [(changes, _replan(plan, changes).memory.total) for changes in _alternatives(plan)]
+def _remedy(config: Config, plan: Plan, limit: int) -> str:
+    trials = [(changes, _replan(config, plan, changes).memory.total) for changes in _alternatives(config)]
     fitting = [
         " ".join(f"{key}={value}" for key, value in changes.items()) for changes, total in trials if total <= limit
     ]
@@ -125,9 +133,9 @@ def _remedy(plan: Plan, limit: int) -> str:
     )
 
 
-def _alternatives(plan: Plan) -> Iterator[Mapping[str, int | str]]:
+def _alternatives(config: Config) -> Iterator[Mapping[str, int | str]]:
     """Overrides with the same global batch that need less memory, mildest first."""
-    data = plan.config.data
+    data = config.data
     sharded: Mapping[str, int | str] = {"zero.optim": "world"}
     yield sharded
     for micro_batch in (n for n in (4, 2, 1) if n < data.micro_batch and data.micro_batch % n == 0):
@@ -138,8 +146,7 @@ def _alternatives(plan: Plan) -> Iterator[Mapping[str, int | str]]:
     yield {"model.dtype": "bf16", **sharded}
 
 
-def _replan(plan: Plan, changes: Mapping[str, int | str]) -> Plan:
-    config = plan.config
+def _replan(config: Config, plan: Plan, changes: Mapping[str, int | str]) -> Plan:
     for key, value in changes.items():
         section, name = key.split(".")
         update = {section: getattr(config, section).model_copy(update={name: value})}
@@ -147,9 +154,9 @@ def _replan(plan: Plan, changes: Mapping[str, int | str]) -> Plan:
     return make_plan(config, plan.params, plan.topology)
 
 
-def describe(plan: Plan) -> str:
-    """The plan as a person reads it."""
-    config, topology = plan.config, plan.topology
+def describe(config: Config, plan: Plan) -> str:
+    """The plan of a run as a person reads it."""
+    topology = plan.topology
     largest = max(bucket.numel for bucket in plan.buckets)
     hosts = f"{topology.num_hosts} host{'s' * (topology.num_hosts > 1)}"
     where = f"{topology.world} ranks = {hosts} x {topology.ranks_per_host} {topology.device}"
@@ -160,7 +167,7 @@ def describe(plan: Plan) -> str:
         (
             "batch",
             f"{config.data.micro_batch} x {config.data.seq_len} tokens x {config.data.grad_accum} micro-batches "
-            f"x {topology.world} ranks = {plan.tokens_per_step:,} tokens a step",
+            f"x {topology.world} ranks = {config.step_tokens(topology.world):,} tokens a step",
         ),
         ("buckets", f"{len(plan.buckets)}, the largest {format_bytes(largest * 4)} of fp32 gradients"),
     ]

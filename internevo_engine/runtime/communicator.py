@@ -3,6 +3,7 @@
 Everything goes through torch.distributed, so its watchdog, flight recorder and gloo stay usable.
 """
 
+import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +14,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
-from internevo_engine.errors import LostRankError
+from internevo_engine.errors import ConfigError, LostRankError
 from internevo_engine.plan.levels import cut
 from internevo_engine.program import Lane, Level
-from internevo_engine.runtime.launch import ALONE, Place
+from internevo_engine.runtime.launch import ALONE, Place, find_place
 
 JOIN_TIMEOUT = timedelta(minutes=10)
 """For all ranks to arrive, and for a collective to end."""
@@ -48,8 +49,20 @@ class Communicator:
 
     @property
     def backend(self) -> str:
-        """Name of the world's torch.distributed backend; '' in a world of one."""
-        return dist.get_backend() if self.world > 1 else ""
+        """Name of the world's torch.distributed backend for this device; '' in a world of one.
+
+        Raises:
+            ConfigError: the process group has none.
+        """
+        if self.world == 1:
+            return ""
+        by_device = dict(part.split(":") for part in dist.get_backend_config().split(","))
+        if self.device.type not in by_device:
+            raise ConfigError(
+                f"the model is on {self.device.type}, but the process group has {dist.get_backend_config()}; "
+                "move the model, or name the backend in init_process_group (gloo for cpu, nccl for cuda)"
+            )
+        return by_device[self.device.type]
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over all ranks, in place."""
@@ -57,6 +70,15 @@ class Communicator:
             with self.peers_named():
                 dist.all_reduce(values)
         return values
+
+    @torch.no_grad()
+    def broadcast(self, tensor: torch.Tensor) -> None:
+        """Give every rank what rank 0 has, in place; as bytes, for gloo does not know every dtype."""
+        if self.world > 1:
+            whole = tensor.contiguous()
+            with self.peers_named():
+                dist.broadcast(whole.flatten().view(torch.uint8), src=0)
+            tensor.copy_(whole)
 
     def all_gather(self, flat: torch.Tensor, level: Level) -> None:
         """Fill `flat`, of which each rank of the level's group holds the slice of its digit, in place."""
@@ -132,6 +154,19 @@ def lost_rank(rank: int, error: Exception) -> LostRankError:
         f"rank {rank}: a collective failed: another rank ended or the network broke (see that rank's message); "
         f"the backend says: {str(error).splitlines()[0]}"
     )
+
+
+def default_place() -> Place:
+    """Where this rank stands in the default process group; the world is one rank where there is none.
+
+    Hosts are as the launcher says (torchrun, Slurm); else all ranks count as one host.
+    """
+    if not dist.is_initialized():
+        return ALONE
+    rank, world = dist.get_rank(), dist.get_world_size()
+    launched = find_place(None, os.environ)
+    local_world = launched.local_world if launched is not None and launched.world == world else world
+    return Place(rank, world, rank % local_world, local_world, rendezvous="")
 
 
 @contextmanager

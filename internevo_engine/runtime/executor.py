@@ -1,11 +1,12 @@
-"""runtime: runs a Program, one call a step. Everything above hands it a Program and what the names in it stand for.
+"""runtime: runs a Program, one call a step, or one a micro-batch and one for the rest.
 
-The work is done in C++ (csrc/runtime/executor.h): lanes are threads, or streams of the device; Python runs only inside
-regions.
-interpreter.py does the same slowly and obviously.
+Everything above hands it a Program and what the names in it stand for. The work is done in C++
+(csrc/runtime/executor.h): lanes are threads, or streams of the device; Python runs only inside regions. interpreter.py
+does the same slowly and obviously.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -97,15 +98,25 @@ class Step(Protocol):
         """
         ...
 
-    def refresh(self) -> None:
-        """Bring the last update to every rank that holds the parameter; a step does this when it begins."""
-        ...
-
 
 def inputs_of(program: Program, micro_batches: Sequence[MicroBatch]) -> dict[str, Tensor]:
-    """By operand: value %tokens of micro-batch 1 is %m1.tokens."""
-    assert len(micro_batches) == program.micro_batches
-    return {f"%m{m}.{name[1:]}": tensor for m, batch in enumerate(micro_batches) for name, tensor in batch.items()}
+    """By operand: value %tokens of micro-batch 1 is %m1.tokens. They are the last ones of the step, or all."""
+    first = program.micro_batches - len(micro_batches)
+    return {
+        of_micro_batch(m, name): tensor
+        for m, batch in enumerate(micro_batches, first)
+        for name, tensor in batch.items()
+    }
+
+
+def of_micro_batch(number: int, value: str) -> str:
+    return f"%m{number}.{value[1:]}"
+
+
+def ends_of_compute(program: Program) -> tuple[int, ...]:
+    """For each micro-batch the number after its last compute. Numbers rise with `after`, so one may stop there."""
+    last = {i.micro_batch: number for number, i in enumerate(program.instructions) if i.kind == "compute"}
+    return tuple(last[m] + 1 for m in range(program.micro_batches))
 
 
 class Executor:
@@ -117,6 +128,7 @@ class Executor:
     def __init__(self, program: Program, bindings: Bindings, optim: OptimConfig) -> None:
         load_extension()
         self._program, self._bindings = program, bindings  # C++ calls the regions without owning them
+        self._ends = ends_of_compute(program)
         self._native = torch.classes.internevo.Executor(
             program.text,
             bindings.rank,
@@ -132,16 +144,26 @@ class Executor:
         )
 
     def step(self, micro_batches: Sequence[MicroBatch], *, lr: float, step: int, stop: bool = False) -> Tensor:
-        """See Step."""
-        try:
+        """See Step. Without the micro-batches that went through `advance` in this step."""
+        with self._peers_named():
             return self._native.step(inputs_of(self._program, micro_batches), lr, step, stop)
-        except dist.DistError as error:
-            raise lost_rank(self._bindings.rank, error) from error
 
-    def refresh(self) -> None:
-        """See Step."""
+    def advance(self, number: int, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Forward and backward of micro-batch `number`, the next of this step, ahead of the `step` that does the rest.
+
+        Returns:
+            This rank's loss sum and count, 0-dim.
+        """
+        inputs = {of_micro_batch(number, name): tensor for name, tensor in micro_batch.items()}
+        with self._peers_named():
+            self._native.advance(inputs, self._ends[number])
+        loss_sum, count = (self._native.value(of_micro_batch(number, name)) for name in self._program.loss)
+        return loss_sum, count
+
+    @contextmanager
+    def _peers_named(self) -> Iterator[None]:
         try:
-            self._native.refresh()
+            yield
         except dist.DistError as error:
             raise lost_rank(self._bindings.rank, error) from error
 

@@ -1,25 +1,25 @@
 """runtime: graph.mode=graph, a step as one captured Program that C++ executes.
 
 Measure, capture, schedule, agree, compile, execute: the stages meet here, once, before the first step. Then a step is
-one call.
+one call, or one a micro-batch and one for the rest.
 """
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any
 
 import torch
 
 from internevo_engine._core import Bucket
-from internevo_engine.errors import RanksDisagreeError
 from internevo_engine.graph.capture import capture
+from internevo_engine.graph.loss import LossFunction
 from internevo_engine.graph.regions import asking_machine, compile_ahead, compile_regions
 from internevo_engine.graph.run import batch_values
 from internevo_engine.graph.step_graph import Call, Runnable, StepGraph
 from internevo_engine.models.initialize import TORCH_DTYPES
 from internevo_engine.plan.plan import Plan
 from internevo_engine.program import Program
+from internevo_engine.runtime.agreement import agree_on
 from internevo_engine.runtime.communicator import Communicator
 from internevo_engine.runtime.executor import Bindings, Executor, OwnedState, ParamView
 from internevo_engine.runtime.machine import DEVICES
@@ -28,73 +28,57 @@ from internevo_engine.runtime.optimizers import Optimizer, Shard
 from internevo_engine.runtime.sharded_state import ShardedState
 from internevo_engine.runtime.transfers import cut_as_measured, routes
 from internevo_engine.schedule.costs import CostTable
-from internevo_engine.schedule.step_program import first_difference, recompute_of, step_program
+from internevo_engine.schedule.step_program import recompute_of, step_program
+from internevo_engine.units import format_seconds
 
 
 class GraphStep:
-    """One update; the same call on every rank."""
+    """Updates of one model; the same calls on every rank."""
 
-    @classmethod
-    def prepare(
-        cls,
+    def __init__(
+        self,
         model: torch.nn.Module,
-        loss_fn: Callable[..., Any],
+        loss_fn: LossFunction,
         plan: Plan,
         communicator: Communicator,
+        state: ShardedState,
+        optimizer: Optimizer,
         *,
-        example: Any,
+        example: object,
         say: Callable[[str], None],
-    ) -> Callable[[ShardedState, Optimizer], "GraphStep"]:
-        """Everything that needs the model whole; what comes back makes the step of the sharded state.
+    ) -> None:
+        """Everything that takes time before the first step.
 
         Raises:
             CaptureError: the model can't be captured whole.
             RanksDisagreeError: this rank would execute another Program than rank 0.
         """
         costs = machine_costs(plan, communicator, say)
-        with asking_machine(plan.config.graph.compile):
-            graph = capture(model, loss_fn, example, recompute=recompute_of(plan.config.graph))
-        program = step_program(plan, graph, costs)
-        agree_on(program, communicator)
-        if plan.config.graph.compile == "inductor":
-            share_compilation(graph, plan, communicator)
-        compiled = compile_regions(graph, plan.config.graph.compile, say)
-        return partial(cls, graph, program, costs, compiled, plan, communicator)
+        with state.whole_parameters(), asking_machine(plan.config.graph.compile):
+            self.graph = capture(model, loss_fn, example, recompute=recompute_of(plan.config.graph))
+        self.program = step_program(plan, self.graph, costs)
+        agree_on("Program", self.program.text, communicator)
+        compiled = compile_together(self.graph, plan, communicator, say)
+        bindings = self._bindings(compiled, costs, plan, communicator, state, optimizer)
+        self._executor = Executor(self.program, bindings, plan.config.optim)
 
-    def __init__(
-        self,
-        graph: StepGraph,
-        program: Program,
-        costs: CostTable,
-        compiled: Mapping[str, Runnable],
-        plan: Plan,
-        communicator: Communicator,
-        state: ShardedState,
-        optimizer: Optimizer,
-    ) -> None:
-        self.graph, self.program, self._communicator = graph, program, communicator
-        wire = TORCH_DTYPES[plan.config.comm.wire]
-        table = routes(communicator.backend, plan.config.comm.reduction, wire)
-        bindings = Bindings(
-            rank=communicator.rank,
-            regions={call.name: bind(graph, call, compiled[call.region.name]) for call in graph.calls},
-            call_params=parameter_views(graph, plan),
-            grad_offsets=[_gradient_offsets(graph, bucket, plan) for bucket in plan.buckets],
-            buffers=_persistent(program, state),
-            owned=[_owned(shard, optimizer) for shard in state.shards],
-            groups=communicator.group_names,
-            wire=wire,
-            routes={level.name: cut_as_measured(table, costs, level) for level in plan.levels},
-            queueing=DEVICES[communicator.device.type].queueing,
-        )
-        self._executor = Executor(program, bindings, plan.config.optim)
+    @property
+    def kept_bytes(self) -> int:
+        """Activations in memory between forward and backward of a micro-batch."""
+        return self.graph.kept_bytes
 
-    def __call__(self, micro_batches: Sequence[Any], *, lr: float, step: int, stop: bool) -> list[float]:
-        """Loss sum, valid tokens, stop requests and squared gradient norm, over all ranks.
+    def forward_backward(self, number: int, batch: object) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss sum and count of micro-batch `number` on this rank, 0-dim; its gradients are on their way."""
+        return self._executor.advance(number, self._values(batch))
 
-        Nothing is updated where these are not finite or no token is valid.
+    def finish(self, micro_batches: Sequence[object], *, lr: float, step: int, stop: bool) -> list[float]:
+        """The rest of the step: these micro-batches, then the update.
+
+        Returns:
+            Loss sum, count, stop requests and squared gradient norm, over all micro-batches and ranks. Nothing is
+            updated where these are not finite or the count is 0.
         """
-        inputs = [_named(batch_values(self.graph, batch)) for batch in micro_batches]
+        inputs = [self._values(batch) for batch in micro_batches]
         return self._executor.step(inputs, lr=lr, step=step, stop=stop).tolist()
 
     @property
@@ -106,16 +90,55 @@ class GraphStep:
         """End the lanes' threads and let go of the process groups."""
         self._executor.close()
 
+    def _bindings(
+        self,
+        compiled: Mapping[str, Runnable],
+        costs: CostTable,
+        plan: Plan,
+        communicator: Communicator,
+        state: ShardedState,
+        optimizer: Optimizer,
+    ) -> Bindings:
+        graph, wire = self.graph, TORCH_DTYPES[plan.config.comm.wire]
+        table = routes(communicator.backend, plan.config.comm.reduction, wire)
+        return Bindings(
+            rank=communicator.rank,
+            regions={call.name: bind(graph, call, compiled[call.region.name]) for call in graph.calls},
+            call_params=parameter_views(graph, plan),
+            grad_offsets=[_gradient_offsets(graph, bucket, plan) for bucket in plan.buckets],
+            buffers=_persistent(self.program, state),
+            owned=[_owned(shard, optimizer) for shard in state.shards],
+            groups=communicator.group_names,
+            wire=wire,
+            routes={level.name: cut_as_measured(table, costs, level) for level in plan.levels},
+            queueing=DEVICES[communicator.device.type].queueing,
+        )
 
-def share_compilation(graph: StepGraph, plan: Plan, communicator: Communicator) -> None:
-    """The ranks of a host compile each region once, into the cache where all of them find it.
+    def _values(self, batch: object) -> dict[str, torch.Tensor]:
+        return {f"%{name}": tensor for name, tensor in batch_values(self.graph, batch).items()}
+
+
+def compile_together(
+    graph: StepGraph, plan: Plan, communicator: Communicator, say: Callable[[str], None]
+) -> dict[str, Runnable]:
+    """Something that runs for each region, by its name. The ranks of a host compile each region once, into the cache
+    where all of them find it.
 
     On CPU in forked processes, as many as the rank has cores; a process that has used CUDA can't be forked.
     """
-    ranks = plan.topology.ranks_per_host
+    if plan.config.graph.compile == "eager":
+        return compile_regions(graph, "eager")
+    named = f"{len(graph.regions)} region{'s' * (len(graph.regions) > 1)}"
+    say(f"compiling {named}")
+    started, ranks = time.perf_counter(), plan.topology.ranks_per_host
     cores = len(os.sched_getaffinity(0)) // ranks if plan.topology.device == "cpu" else 1
-    compile_ahead(graph.regions[communicator.rank % ranks :: ranks], max(1, cores))
+    own = graph.regions[communicator.rank % ranks :: ranks]
+    is_warm = compile_ahead(own, max(1, cores)) == len(own)
     communicator.agree("compiled", "")
+    compiled = compile_regions(graph, "inductor")
+    seconds = format_seconds(time.perf_counter() - started)
+    say(f"compiled {named}, warm, {seconds}" if is_warm else f"compiled {named}, cold, {seconds}; cached for next time")
+    return compiled
 
 
 def parameter_views(graph: StepGraph, plan: Plan) -> dict[str, list[ParamView]]:
@@ -146,10 +169,6 @@ def _owned(shard: Shard, optimizer: Optimizer) -> OwnedState:
     return OwnedState(shard.master, **states, param=shard.param, decayed_numel=shard.decayed_numel)
 
 
-def _named(values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {f"%{name}": tensor for name, tensor in values.items()}
-
-
 def bind(graph: StepGraph, call: Call, compiled: Runnable) -> Runnable:
     """A region as the Program calls it: the values it reads, then its parameters; constants are bound."""
     parameters = set(graph.parameters)
@@ -165,21 +184,3 @@ def bind(graph: StepGraph, call: Call, compiled: Runnable) -> Runnable:
         return compiled(*(operands[i] if i >= 0 else c for i, c in zip(order, constants, strict=True)))
 
     return run
-
-
-def agree_on(program: Program, communicator: Communicator) -> None:
-    """Compare Programs through the store, before any data moves.
-
-    Raises:
-        RanksDisagreeError: this rank's Program is not rank 0's.
-    """
-    hashes = communicator.agree("program hash", program.hash)
-    if len(set(hashes)) == 1:
-        return
-    texts = communicator.agree("program text", program.text)
-    others = [rank for rank, found in enumerate(hashes) if found != hashes[communicator.rank]]
-    difference = first_difference(program.text, texts[others[0]])
-    raise RanksDisagreeError(
-        f"rank {communicator.rank} would run another Program than rank {others[0]}: {difference}; "
-        "start all ranks with the same config, code and torch"
-    )

@@ -6,21 +6,18 @@ are whole on every rank: the plan refuses other sizes in this mode.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from math import isfinite, sqrt
-from typing import Any
 
 import torch
 
 from internevo_engine.config.schema import OptimConfig
+from internevo_engine.graph.loss import LossFunction, loss_and_count
 from internevo_engine.plan.levels import cut, levels_of
 from internevo_engine.plan.plan import Plan
 from internevo_engine.runtime.communicator import Communicator
 from internevo_engine.runtime.extension import GradBuckets, square_sum
 from internevo_engine.runtime.optimizers import Optimizer
 from internevo_engine.runtime.sharded_state import ShardedState
-
-LossFunction = Callable[[torch.nn.Module, Any], tuple[torch.Tensor, torch.Tensor]]
 
 
 def clipped_mean(optim: OptimConfig, count: float, squares: float) -> float:
@@ -30,21 +27,10 @@ def clipped_mean(optim: OptimConfig, count: float, squares: float) -> float:
 
 
 class HooksStep:
-    """One update; the same call on every rank."""
+    """Updates of one model; the same calls on every rank."""
 
-    @classmethod
-    def prepare(
-        cls,
-        model: torch.nn.Module,
-        loss_fn: LossFunction,
-        plan: Plan,
-        communicator: Communicator,
-        *,
-        example: Any,
-        say: Callable[[str], None],
-    ) -> Callable[[ShardedState, Optimizer], "HooksStep"]:
-        """What makes the step of the sharded state; nothing has to be captured."""
-        return partial(cls, model, loss_fn, plan, communicator)
+    program = None
+    kept_bytes = 0  # autograd does not tell
 
     def __init__(
         self,
@@ -54,43 +40,55 @@ class HooksStep:
         communicator: Communicator,
         state: ShardedState,
         optimizer: Optimizer,
+        *,
+        example: object,
+        say: Callable[[str], None],
     ) -> None:
         self._model, self._loss_fn, self._communicator = model, loss_fn, communicator
-        self._optim, self._state, self._optimizer = plan.config.optim, state, optimizer
+        self._config, self._state, self._optimizer = plan.config, state, optimizer
         owned = levels_of(plan.levels, ["OS"])
         self._grads = [flat.narrow(0, *cut(communicator.rank, owned, flat.numel())) for flat in state.sums]
         self._replicas = plan.topology.world // plan.sizes.optim
         self._buckets = _grad_buckets(state, plan, communicator)
         parameters = [p for p in model.parameters() if p.requires_grad]
         self._hooks = [p.register_post_accumulate_grad_hook(self._hook(i)) for i, p in enumerate(parameters)]
+        self._totals = torch.zeros(4, dtype=torch.float64, device=communicator.device)
 
-    def __call__(self, micro_batches: Sequence[Any], *, lr: float, step: int, stop: bool) -> list[float]:
-        """Loss sum, valid tokens, stop requests and squared gradient norm, over all ranks.
+    def forward_backward(self, number: int, batch: object) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss sum and count of micro-batch `number` on this rank, 0-dim; its gradients are on their way."""
+        loss, count = loss_and_count(self._loss_fn, self._model, batch)
+        self._buckets.begin(last=number + 1 == self._config.grad_accum)
+        loss.backward()
+        if number == 0:
+            self._totals.zero_()
+        self._totals[0] += loss.detach()
+        self._totals[1] += count
+        return loss.detach(), count
 
-        Nothing is updated where these are not finite or no token is valid.
+    def finish(self, micro_batches: Sequence[object], *, lr: float, step: int, stop: bool) -> list[float]:
+        """The rest of the step: these micro-batches, then the update.
+
+        Returns:
+            Loss sum, count, stop requests and squared gradient norm, over all micro-batches and ranks. Nothing is
+            updated where these are not finite or the count is 0.
         """
-        totals = torch.zeros(4, dtype=torch.float64, device=self._communicator.device)
-        totals[2] = stop
-        for number, batch in enumerate(micro_batches, start=1):
-            self._buckets.begin(last=number == len(micro_batches))
-            loss, count = self._loss_fn(self._model, batch)
-            loss.backward()
-            totals[0] += loss.detach()
-            totals[1] += count
+        for number, batch in enumerate(micro_batches, self._config.grad_accum - len(micro_batches)):
+            self.forward_backward(number, batch)
         with self._communicator.peers_named():
             self._buckets.finish()
+        self._totals[2] = stop
         for grad in self._grads:
-            totals[3] += square_sum(grad) / self._replicas
-        summed = self._communicator.sum(totals).tolist()
+            self._totals[3] += square_sum(grad) / self._replicas
+        summed = self._communicator.sum(self._totals).tolist()
         if summed[1] and all(map(isfinite, summed)):
-            self._update(clipped_mean(self._optim, summed[1], summed[3]), lr, step)
+            self._update(clipped_mean(self._config.optim, summed[1], summed[3]), lr, step)
         return summed
 
     @torch.no_grad()
     def _update(self, scale: float, lr: float, step: int) -> None:
         grad_scale = torch.tensor([scale], dtype=torch.float32, device=self._communicator.device)
         for shard, grad in zip(self._state.shards, self._grads, strict=True):
-            self._optimizer.update(shard, grad, self._optim, grad_scale, lr, step)
+            self._optimizer.update(shard, grad, self._config.optim, grad_scale, lr, step)
         self._state.refresh()
 
     def close(self) -> None:

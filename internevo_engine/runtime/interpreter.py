@@ -55,13 +55,6 @@ class Interpreter:
             del self._memory[name]
         return self._totals
 
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """See runtime.executor.Step."""
-        for instruction in self._program.instructions:
-            if instruction.kind == "refresh":
-                self._gather(instruction)
-
     def _gather(self, i: Instruction) -> None:
         """What the group holds lies side by side, in a slice that the deeper levels have filled before."""
         target, level = i.writes[0], self._level(i)

@@ -22,7 +22,7 @@ class ShardedState:
     def __init__(
         self, parameters: Sequence[torch.nn.Parameter], plan: Plan, communicator: Communicator, optimizer: Optimizer
     ) -> None:
-        """Take over `parameters`, in the order of plan.params, whole and equal on all ranks."""
+        """Take over `parameters`, in the order of plan.params, whole; every rank gets rank 0's."""
         self._parameters, self._plan, self._communicator = tuple(parameters), plan, communicator
         self._param_levels = levels_of(plan.levels, ["P"])
         self._refresh_levels = levels_of(plan.levels, ["G", "OS"])
@@ -82,6 +82,7 @@ class ShardedState:
         for index, offset in zip(bucket.params, bucket.offsets, strict=True):
             parameter = self._parameters[index]
             flat.narrow(0, offset, parameter.numel()).copy_(parameter.detach().flatten())
+        self._communicator.broadcast(flat)
         if not self._param_levels:
             self._show(flat, bucket)
             return flat

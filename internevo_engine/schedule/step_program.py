@@ -23,7 +23,7 @@ def step_program(plan: Plan, graph: StepGraph, costs: CostTable) -> Program:
         plan.buckets,
         plan.levels,
         world=plan.topology.world,
-        micro_batches=plan.config.data.grad_accum,
+        micro_batches=plan.config.grad_accum,
         mode=plan.config.comm.reduction,
         param_bytes=DTYPE_BYTES[plan.dtype],
         wire_bytes=DTYPE_BYTES[plan.config.comm.wire],

@@ -7,6 +7,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from internevo_engine.errors import UsageError
 from internevo_engine.graph.capture import capture
 from internevo_engine.graph.joint import CaptureError
 from internevo_engine.graph.run import MicroBatchResult, run_micro_batch
@@ -184,7 +185,7 @@ def test_a_batch_of_another_shape_is_refused() -> None:
     model, batch = decoder(), pack()
     graph = capture(model, token_loss, batch)
     longer = type(batch)(batch.tokens, batch.labels, batch.positions, pad_pieces(batch.cu_seqlens, 60))
-    with pytest.raises(ValueError, match=r"batch.cu_seqlens is torch.int32 \(60,\), .* torch.int32 \(49,\)"):
+    with pytest.raises(UsageError, match=r"batch.cu_seqlens is torch.int32 \(60,\), .* torch.int32 \(49,\)"):
         run_micro_batch(graph, parameters(model), longer)
 
 

@@ -13,7 +13,6 @@ from internevo_engine.models.loss import token_loss
 from internevo_engine.plan.memory import kept_bytes_per_token
 from internevo_engine.plan.plan import make_plan
 from internevo_engine.plan.topology import Topology
-from internevo_engine.runtime.communicator import Communicator
 from internevo_engine.runtime.launch import Place
 from tests.ranks import run_ranks
 
@@ -37,7 +36,7 @@ def engine_bytes(place: Place, cfg: Config) -> tuple[int, int]:
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[plan.dtype]
     model = build(cfg.model, cfg.data.seq_len, dtype, CPU, seed=0)
     example = RandomCorpus(300, seq_len=cfg.data.seq_len, micro_batch=1, seed=0).micro_batch(0, 0, 1)
-    engine = Engine(model, token_loss, plan, Communicator(place, CPU, plan.levels), example=example)
+    engine = Engine(model, token_loss, **dict(cfg.step), example=example, place=place)
     engine.close()
     return engine.state.num_bytes, plan.memory.states
 

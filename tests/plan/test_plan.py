@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from internevo_engine.config.load import load_config
+from internevo_engine.config.schema import Config
 from internevo_engine.errors import MemoryNeededError, PlanError
 from internevo_engine.models.families import parameters
 from internevo_engine.plan.plan import Plan, check_memory, describe, make_plan
@@ -13,9 +14,15 @@ from internevo_engine.plan.topology import Topology
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-def plan_of(name: str, *overrides: str, world: int = 8, ranks_per_host: int = 8, memory: int | None = None) -> Plan:
+def plan_of(name: str, *overrides: str, **ranks: int) -> Plan:
+    return run_of(name, *overrides, **ranks)[1]
+
+
+def run_of(
+    name: str, *overrides: str, world: int = 8, ranks_per_host: int = 8, memory: int | None = None
+) -> tuple[Config, Plan]:
     config = load_config(CONFIGS / name, overrides)
-    return make_plan(config, parameters(config.model), Topology(world, ranks_per_host, "cuda", memory))
+    return config, make_plan(config, parameters(config.model), Topology(world, ranks_per_host, "cuda", memory))
 
 
 @pytest.mark.parametrize(("asked", "size"), [("node", 8), ("world", 64), ("1", 1), ("16", 16)])
@@ -63,29 +70,29 @@ def test_smaller_buckets_are_more_buckets():
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
 def test_every_config_plans_for_1024_gpus_and_prints(path):
-    plan = plan_of(path.name, world=1024)
-    text = describe(plan)
-    assert f"= {plan.tokens_per_step:,} tokens a step" in text
+    config, plan = run_of(path.name, world=1024)
+    text = describe(config, plan)
+    assert f"= {config.step_tokens(1024):,} tokens a step" in text
     assert "total" in text
 
 
 def test_7b_fits_eight_gpus_of_80_gb_and_not_of_40():
-    check_memory(plan_of("7B.yaml", memory=85_000_000_000))
+    check_memory(*run_of("7B.yaml", memory=85_000_000_000))
     with pytest.raises(MemoryNeededError) as caught:
-        check_memory(plan_of("7B.yaml", memory=42_000_000_000))
+        check_memory(*run_of("7B.yaml", memory=42_000_000_000))
     assert "a rank needs 78.4 GB" in str(caught.value)
     assert "only 42 GB are there" in str(caught.value)
 
 
 def test_the_remedy_fits():
-    plan = plan_of("7B.yaml", "zero.optim=1", "data.micro_batch=4", world=64, memory=85_000_000_000)
+    config, plan = run_of("7B.yaml", "zero.optim=1", "data.micro_batch=4", world=64, memory=85_000_000_000)
     with pytest.raises(MemoryNeededError) as caught:
-        check_memory(plan)
+        check_memory(config, plan)
     remedy = str(caught.value).split("to fit: ")[1].split(", or ")[0]
     check_memory(
-        plan_of("7B.yaml", "zero.optim=1", "data.micro_batch=4", *remedy.split(), world=64, memory=85_000_000_000)
+        *run_of("7B.yaml", "zero.optim=1", "data.micro_batch=4", *remedy.split(), world=64, memory=85_000_000_000)
     )
 
 
 def test_a_plan_is_the_same_every_time():
-    assert describe(plan_of("20B.yaml", world=128)) == describe(plan_of("20B.yaml", world=128))
+    assert describe(*run_of("20B.yaml", world=128)) == describe(*run_of("20B.yaml", world=128))

@@ -36,7 +36,6 @@ def train(runner: type[Executor] | type[Interpreter], place: Place, plan: Plan) 
         engine.step(batches_of(step, place.rank, place.world, plan), lr=OPTIM.lr, step=step + 1, stop=step == 1)
         for step in range(STEPS)
     ]
-    engine.refresh()
     held = {name: tensor.clone() for name, tensor in bindings.buffers.items() if name.startswith("p")}
     states = whole_states(step_program, plan, place, bindings)
     return {"totals": torch.stack(totals), "states": states, "held": held}

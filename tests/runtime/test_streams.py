@@ -53,7 +53,6 @@ def train(runner: type[Executor] | type[Interpreter], place: Place, plan: Plan, 
         moved = [{name: value.to(bound.get("device", "cpu")) for name, value in batch.items()} for batch in batches]
         with no_wait_for_the_device(step):
             totals.append(engine.step(moved, lr=OPTIM.lr, step=step + 1))
-    engine.refresh()
     return {"totals": torch.stack(totals), **whole_states(step_program, plan, place, bindings)}
 
 

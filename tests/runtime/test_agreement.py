@@ -3,8 +3,8 @@
 import torch
 
 from internevo_engine.errors import RanksDisagreeError
+from internevo_engine.runtime.agreement import agree_on
 from internevo_engine.runtime.communicator import Communicator
-from internevo_engine.runtime.graph_step import agree_on
 from internevo_engine.runtime.launch import ALONE, Place
 from tests.ranks import run_ranks
 from tests.schedule.synthetic import tiny_program
@@ -15,7 +15,7 @@ def compare(place: Place, differs: bool) -> str:
     program = tiny_program((1, 1, 2, 2), overlap=not (differs and place.rank == 1))
     communicator = Communicator(place, torch.device("cpu"), program.levels)
     try:
-        agree_on(program, communicator)
+        agree_on("Program", program.text, communicator)
     except RanksDisagreeError as error:
         return str(error)
     finally:
@@ -36,7 +36,7 @@ def test_a_different_program_is_named_by_its_first_instruction(tmp_path):
 
 def test_one_rank_always_agrees():
     program = tiny_program((1, 1, 1, 1))
-    agree_on(program, Communicator(ALONE, torch.device("cpu"), program.levels))
+    agree_on("Program", program.text, Communicator(ALONE, torch.device("cpu"), program.levels))
 
 
 def test_disagreement_has_its_own_exit_code():

@@ -1,0 +1,61 @@
+"""A model, data and loop of one's own: the engine captures the step, compiles it and schedules the update.
+
+python docs/examples/own_loop.py
+"""
+
+import torch
+from torch import Tensor, nn
+
+from internevo_engine import Engine
+
+STEPS, GRAD_ACCUM = 40, 2
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.relu(self.up(self.norm(x))))
+
+
+class Regression(nn.Module):
+    def __init__(self, width: int = 64, depth: int = 4) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(8, width), nn.Linear(width, 1)
+        self.blocks = nn.ModuleList(Block(width) for _ in range(depth))  # equal layers are compiled once
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x).squeeze(-1)
+
+
+def loss_fn(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:  # a sum and its count; or a mean
+    error = model(batch["x"]) - batch["y"]
+    return error.square().sum(), len(batch["y"])
+
+
+def micro_batch(generator: torch.Generator) -> dict[str, Tensor]:
+    x = torch.randn(32, 8, generator=generator)
+    return {"x": x, "y": x.sin().sum(-1)}
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    engine = Engine(Regression(), loss_fn, steps=STEPS, grad_accum=GRAD_ACCUM, optim={"lr": 3e-3}, say=print)
+    data = torch.Generator().manual_seed(1)
+    for step in range(STEPS):
+        losses = [engine.forward_backward(micro_batch(data)) for _ in range(GRAD_ACCUM)]
+        result = engine.optimizer_step()
+        if step % 10 == 9:
+            parts = ", ".join(f"{float(loss):.3f}" for loss in losses)
+            print(f"step {step:2}  loss {result.loss:.3f}, of the micro-batches {parts}  lr {result.lr:.1e}")
+    engine.close()
+
+
+if __name__ == "__main__":
+    main()
