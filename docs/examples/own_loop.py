@@ -1,31 +1,35 @@
 """A model, data and loop of one's own: the engine captures the step, compiles it and schedules the update.
 
-python docs/examples/own_loop.py
+    python docs/examples/own_loop.py [eager]
+
+"eager" leaves the compiler out: it starts at once, and each step takes longer.
 """
+
+import sys
 
 import torch
 from torch import Tensor, nn
 
 from internevo_engine import Engine
 
-STEPS, GRAD_ACCUM = 40, 2
+STEPS, GRAD_ACCUM, WIDTH = 40, 2, 64
 
 
 class Block(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.norm = nn.LayerNorm(WIDTH)
+        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.down(torch.relu(self.up(self.norm(x))))
 
 
 class Regression(nn.Module):
-    def __init__(self, width: int = 64, depth: int = 4) -> None:
+    def __init__(self, depth: int = 4) -> None:
         super().__init__()
-        self.embed, self.head = nn.Linear(8, width), nn.Linear(width, 1)
-        self.blocks = nn.ModuleList(Block(width) for _ in range(depth))  # equal layers are compiled once
+        self.embed, self.head = nn.Linear(8, WIDTH), nn.Linear(WIDTH, 1)
+        self.blocks = nn.ModuleList(Block() for _ in range(depth))  # equal layers are compiled once
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
@@ -35,8 +39,7 @@ class Regression(nn.Module):
 
 
 def loss_fn(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:  # a sum and its count; or a mean
-    error = model(batch["x"]) - batch["y"]
-    return error.square().sum(), len(batch["y"])
+    return (model(batch["x"]) - batch["y"]).square().sum(), len(batch["y"])
 
 
 def micro_batch(generator: torch.Generator) -> dict[str, Tensor]:
@@ -44,18 +47,15 @@ def micro_batch(generator: torch.Generator) -> dict[str, Tensor]:
     return {"x": x, "y": x.sin().sum(-1)}
 
 
-def main() -> None:
-    torch.manual_seed(0)
-    engine = Engine(Regression(), loss_fn, steps=STEPS, grad_accum=GRAD_ACCUM, optim={"lr": 3e-3}, say=print)
-    data = torch.Generator().manual_seed(1)
-    for step in range(STEPS):
-        losses = [engine.forward_backward(micro_batch(data)) for _ in range(GRAD_ACCUM)]
-        result = engine.optimizer_step()
-        if step % 10 == 9:
-            parts = ", ".join(f"{float(loss):.3f}" for loss in losses)
-            print(f"step {step:2}  loss {result.loss:.3f}, of the micro-batches {parts}  lr {result.lr:.1e}")
-    engine.close()
-
-
-if __name__ == "__main__":
-    main()
+torch.manual_seed(0)
+compiler = {"compile": sys.argv[1]} if sys.argv[1:] else {}
+keys = {"steps": STEPS, "grad_accum": GRAD_ACCUM, "optim": {"lr": 3e-3}, "graph": compiler}
+engine = Engine(Regression(), loss_fn, **keys, say=print)
+data = torch.Generator().manual_seed(1)
+for step in range(STEPS):
+    losses = [engine.forward_backward(micro_batch(data)) for _ in range(GRAD_ACCUM)]
+    result = engine.optimizer_step()
+    if step % 10 == 9:
+        parts = ", ".join(f"{float(loss):.3f}" for loss in losses)
+        print(f"step {step:2}  loss {result.loss:.3f}, of the micro-batches {parts}  lr {result.lr:.1e}")
+engine.close()

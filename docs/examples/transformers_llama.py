@@ -1,9 +1,12 @@
 """A transformers model as it is: a tiny random Llama learns to count. Nothing is downloaded.
 
-pip install 'internevo-engine[hf]'
-python docs/examples/transformers_llama.py
+    pip install 'internevo-engine[hf]'
+    python docs/examples/transformers_llama.py [eager]
+
+"eager" leaves the compiler out: it starts at once, and each step takes longer.
 """
 
+import sys
 from typing import Any
 
 import torch
@@ -13,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from internevo_engine import Engine
 
 VOCAB, SEQ_LEN, STEPS = 128, 32, 60
+COMPILER = {"compile": sys.argv[1]} if sys.argv[1:] else {}
 
 
 def mean_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
@@ -31,7 +35,7 @@ def main() -> None:
     torch.manual_seed(0)
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, max_position_embeddings=SEQ_LEN, **shape))
-    engine = Engine(model, mean_loss, steps=STEPS, optim={"lr": 3e-3, "warmup_ratio": 0.1}, say=print)
+    engine = Engine(model, mean_loss, steps=STEPS, optim={"lr": 3e-3}, graph=COMPILER, say=print)
     data = torch.Generator().manual_seed(1)
     for step in range(STEPS):
         result = engine.step([counting(data)])

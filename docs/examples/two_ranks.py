@@ -1,7 +1,11 @@
 """Several ranks: the optimizer states are sharded over all of them, every rank feeds its own data.
 
-torchrun --nproc-per-node 2 docs/examples/two_ranks.py
+    torchrun --nproc-per-node 2 docs/examples/two_ranks.py [eager]
+
+"eager" leaves the compiler out: it starts at once, and each step takes longer.
 """
+
+import sys
 
 import torch
 import torch.distributed as dist
@@ -10,6 +14,7 @@ from torch import Tensor, nn
 from internevo_engine import Engine
 
 STEPS = 40
+COMPILER = {"compile": sys.argv[1]} if sys.argv[1:] else {}
 
 
 def mean_square(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -25,7 +30,8 @@ def main() -> None:
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1)).to(device)
     say = print if rank == 0 else (lambda text: None)
-    engine = Engine(model, mean_square, steps=STEPS, optim={"lr": 3e-3}, zero={"optim": "world"}, say=say)
+    sections = {"optim": {"lr": 3e-3}, "zero": {"optim": "world"}, "graph": COMPILER}
+    engine = Engine(model, mean_square, steps=STEPS, say=say, **sections)
     say(f"shards: {engine.plan.sizes}")
     data = torch.Generator().manual_seed(rank)
     for step in range(STEPS):

@@ -79,7 +79,7 @@ def place_of(model: nn.Module) -> tuple[torch.device, str]:
     names = {torch_dtype: name for name, torch_dtype in TORCH_DTYPES.items()}
     if device.type not in DEVICES or dtype not in names:
         raise ConfigError(
-            f"{name} is {dtype} on {device}; the engine trains {' and '.join(map(str, names))} "
+            f"{name} is {dtype} on {device}; the engine trains {' and '.join(names.values())} "
             f"on {' and '.join(DEVICES)}: move the model first"
         )
     return device, names[dtype]
