@@ -48,14 +48,12 @@ def micro_batch(generator: torch.Generator) -> dict[str, Tensor]:
 
 
 torch.manual_seed(0)
-compiler = {"compile": sys.argv[1]} if sys.argv[1:] else {}
-keys = {"steps": STEPS, "grad_accum": GRAD_ACCUM, "optim": {"lr": 3e-3}, "graph": compiler}
-engine = Engine(Regression(), loss_fn, **keys, say=print)
+keys = {"optim": {"lr": 3e-3}, "graph": {"compile": sys.argv[1]} if sys.argv[1:] else {}}
+engine = Engine(Regression(), loss_fn, steps=STEPS, grad_accum=GRAD_ACCUM, say=print, **keys)
 data = torch.Generator().manual_seed(1)
 for step in range(STEPS):
     losses = [engine.forward_backward(micro_batch(data)) for _ in range(GRAD_ACCUM)]
     result = engine.optimizer_step()
     if step % 10 == 9:
-        parts = ", ".join(f"{float(loss):.3f}" for loss in losses)
-        print(f"step {step:2}  loss {result.loss:.3f}, of the micro-batches {parts}  lr {result.lr:.1e}")
+        print(f"step {step:2}  loss {result.loss:.3f}, of the micro-batches {[round(float(x), 3) for x in losses]}")
 engine.close()

@@ -26,6 +26,7 @@ from torch._inductor.codecache import torch_key
 from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.cpu_vec_isa import pick_vec_isa
 from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.inductor_prims import force_stride_order
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -49,6 +50,7 @@ __all__ = [
     "detect_fake_mode",
     "dynamo_config",
     "dynamo_graph_capture_for_export",
+    "force_stride_order",
     "inductor_config",
     "invoke_subgraph",
     "make_fx",

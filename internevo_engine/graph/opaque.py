@@ -18,12 +18,11 @@ from internevo_engine.graph.joint import JointGraph, trace_joint
 
 
 @torch.library.custom_op("internevo::layer", mutates_args=())
-def layer(
-    inputs: list[Tensor], kind: str, number: int, outputs: str, differentiable: list[int], gradients: str
-) -> list[Tensor]:
+def layer(inputs: list[Tensor], kind: str, number: int, outputs: str, tangents: str, gradients: str) -> list[Tensor]:
     """Forward of a layer; its kind names its graph, its number tells the layers of a step apart.
 
-    The rest describes what the graph returns: its outputs, which of them have a gradient, gradients of its inputs.
+    The rest describes tensors of the graph: its outputs, their gradients, which its backward takes, where they have
+    one, and gradients of its inputs.
     """
     raise NotImplementedError("internevo::layer stands for a layer while a step is traced; nothing runs it")
 
@@ -36,7 +35,7 @@ def layer_backward(inputs: list[Tensor], tangents: list[Tensor], number: int, gr
 
 @layer.register_fake
 def _fake_layer(
-    inputs: list[Tensor], kind: str, number: int, outputs: str, differentiable: list[int], gradients: str
+    inputs: list[Tensor], kind: str, number: int, outputs: str, tangents: str, gradients: str
 ) -> list[Tensor]:
     return _tensors(outputs)
 
@@ -47,18 +46,27 @@ def _fake_backward(inputs: list[Tensor], tangents: list[Tensor], number: int, gr
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    tensors, _, ctx.number, _, ctx.differentiable, ctx.gradients = inputs
+    tensors, _, ctx.number, _, ctx.tangents, ctx.gradients = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _backward(ctx: Any, of_outputs: list[Tensor]) -> tuple[Any, ...]:
-    tangents = [of_outputs[index].contiguous() for index in ctx.differentiable]
+    described = zip(of_outputs, json.loads(ctx.tangents), strict=True)
+    tangents = [_with_stride(gradient, tensor[1]) for gradient, tensor in described if tensor]
     found = iter(layer_backward([*ctx.saved_tensors], tangents, ctx.number, ctx.gradients))
     of_inputs = [next(found) if gradient else None for gradient in json.loads(ctx.gradients)]
     return of_inputs, None, None, None, None, None
 
 
 layer.register_autograd(_backward, setup_context=_keep_for_backward)
+
+
+def _with_stride(gradient: Tensor, stride: list[int]) -> Tensor:
+    """As the layer's backward was traced: the gradient of a turned output comes turned."""
+    if gradient.stride() == tuple(stride):
+        return gradient
+    return torch.empty_strided(gradient.shape, stride, dtype=gradient.dtype, device=gradient.device).copy_(gradient)
+
 
 LAYER, LAYER_BACKWARD = torch.ops.internevo.layer.default, torch.ops.internevo.layer_backward.default
 
@@ -88,7 +96,8 @@ def _leaf(example: Tensor) -> Tensor:
 
 def _hide(whole: GraphModule, call: Node, operands: list[Node], kind: str, number: int, graph: JointGraph) -> None:
     gradients = [graph.gradients.get(index) for index in range(len(operands))]
-    description = _description(graph.outputs), [*graph.tangents], _description(gradients)
+    tangents = [graph.tangents.get(index) for index in range(len(graph.outputs))]
+    description = _description(graph.outputs), _description(tangents), _description(gradients)
     with whole.graph.inserting_before(call):
         hidden = whole.graph.call_function(LAYER, (operands, kind, number, *description))
     call.replace_all_uses_with(hidden)

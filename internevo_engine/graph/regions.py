@@ -131,9 +131,18 @@ _COMPILERS: Mapping[Compiler, Callable[[Region], Runnable]] = {"eager": _eager, 
 def _lowered(module: GraphModule, example: list[Tensor]) -> GraphModule:
     """The same graph in the ops that Inductor knows, traced again with its decompositions.
 
-    All outputs count as visible to the user: else Inductor may pad or reorder one that another region takes as traced.
+    All outputs count as visible to the user, and keep their strides: else Inductor may pad or reorder one that another
+    region takes as traced, and so may a decomposition (that of cat, where one of two tensors is empty).
     """
-    lowered = compat.make_fx(Interpreter(module).run, compat.select_decomp_table())(*example)
+    strides = [node.meta["val"].stride() for node in returned(module)]
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs = zip(Interpreter(module).run(*inputs), strides, strict=True)
+        return tuple(
+            out if out.stride() == stride else compat.force_stride_order(out, stride) for out, stride in outputs
+        )
+
+    lowered = compat.make_fx(run, compat.select_decomp_table())(*example)
     lowered.graph.output_node().meta["user_visible_output_idxs"] = list(range(len(returned(lowered))))
     return lowered
 

@@ -118,6 +118,13 @@ def test_make_fx_and_select_decomp_table() -> None:
     assert torch.ops.aten.silu.default not in {node.target for node in decomposed.graph.nodes}
 
 
+def test_force_stride_order_copies_where_the_strides_are_others() -> None:
+    x = torch.arange(6.0).view(2, 3)
+    turned = compat.force_stride_order(x, (1, 2))
+    assert turned.stride() == (1, 2)
+    assert torch.equal(turned, x)
+
+
 def test_fake_tensor_mode_and_shape_env_and_detect_fake_mode() -> None:
     inputs = [node.meta["val"] for node in region_graph().graph.find_nodes(op="placeholder")]
     mode = compat.detect_fake_mode(inputs)

@@ -1,11 +1,12 @@
 import pytest
 import torch
+from torch import Tensor, nn
 
 from internevo_engine.graph.capture import capture
 from internevo_engine.graph.regions import compile_ahead, compile_regions
 from internevo_engine.graph.run import run_micro_batch
 from internevo_engine.models.loss import token_loss
-from tests.graph.models import decoder, pack
+from tests.graph.models import Stack, decoder, mean_square, pack
 
 
 def test_eager_regions_have_the_bits_of_the_graph() -> None:
@@ -32,6 +33,26 @@ def test_inductor_compiles_each_region_once_and_finds_them_again(
     for name, gradient in expected.gradients.items():
         # fused sums round in another order; relative to the largest entry, as small entries are sums that cancel
         assert (found.gradients[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max()
+
+
+class Cached(nn.Module):
+    """Its decomposed cat of an empty tensor and a turned one would have the strides of the latter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        turned = torch.cat([x.new_empty(0), self.linear(x).mT], dim=-1)
+        return turned.exp().mT
+
+
+def test_inductor_keeps_the_strides_of_what_one_region_hands_another() -> None:
+    model, x = Stack(2, Cached), torch.ones(4, 8)
+    graph, parameters = capture(model, mean_square, x), dict(model.named_parameters())
+    found = run_micro_batch(graph, parameters, x, compile_regions(graph, "inductor"))
+    expected = run_micro_batch(graph, parameters, x)
+    torch.testing.assert_close(found.gradients, expected.gradients)
 
 
 def test_forked_processes_compile_ahead(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
