@@ -49,11 +49,12 @@ def config(
     grad_accum: int = 1,
     micro_batch: int = 1,
     bucket_mb: float = 0.05,
+    tied: bool = False,
     **comm: object,
 ) -> Config:
     shape = {"layers": 2, "hidden": 32, "heads": 4, "kv_heads": 2, "ffn": 48, "init_std": 0.1}
     return Config(
-        model=ModelConfig(family="internlm", vocab=VOCAB, **shape),
+        model=ModelConfig(family="internlm", vocab=VOCAB, tie_embeddings=tied, **shape),
         data=DataConfig(seq_len=SEQ_LEN, micro_batch=micro_batch, grad_accum=grad_accum),
         optim=OptimConfig(lr=1e-3, eta_min=1e-4, warmup_ratio=0.1),
         zero=ZeroConfig(param=sizes[0], grad=sizes[1], optim=sizes[2]),
@@ -93,9 +94,8 @@ class Outcome:
     weights: dict[str, torch.Tensor]
 
 
-def plain_loop() -> Outcome:
+def plain_loop(cfg: Config) -> Outcome:
     """Autograd, torch.optim.AdamW, clip_grad_norm_; one document at a time."""
-    cfg = config()
     model = model_of(cfg)
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
@@ -148,7 +148,7 @@ def engine_loop(
 @pytest.fixture(scope="module")
 def oracle() -> Outcome:
     torch.set_num_threads(1)
-    return plain_loop()
+    return plain_loop(config())
 
 
 def assert_equal(outcome: Outcome, oracle: Outcome) -> None:
@@ -192,6 +192,13 @@ def test_hybrid_zero_equals_the_plain_loop(oracle, tmp_path, world, sizes, keys)
     cfg = config(grad_accum=MICRO_BATCHES // world, sizes=sizes, **keys)
     for outcome in run_ranks(engine_loop, world, tmp_path, cfg):
         assert_equal(outcome, oracle)
+
+
+@pytest.mark.parametrize(("mode", "sizes"), [("graph", (1, 1, 2)), ("graph", (2, 2, 2)), ("hooks", (1, 1, 2))])
+def test_tied_embeddings_equal_the_plain_loop(tmp_path, mode, sizes):
+    tied = plain_loop(config(tied=True))
+    for outcome in run_ranks(engine_loop, 2, tmp_path, config(tied=True, grad_accum=2, mode=mode, sizes=sizes)):
+        assert_equal(outcome, tied)
 
 
 @pytest.mark.parametrize("mode", ["graph", "hooks"])

@@ -64,6 +64,8 @@ class ModelConfig(Section):
     """Epsilon of RMSNorm; null: the family's."""
     norm_head: bool = False
     """Normalize each row of the head to length 1 before the logits."""
+    tie_embeddings: bool = False
+    """Use the embedding as the head: one [vocab, hidden] parameter instead of two."""
     embed_grad_scale: Annotated[float, Field(gt=0, le=1.0)] = 1.0
     """Factor on the embedding's gradient; the forward value is unchanged."""
     init_std: Annotated[float, Field(gt=0)] | None = None

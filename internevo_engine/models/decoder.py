@@ -44,7 +44,7 @@ class Decoder(nn.Module):
         cos_P1H, sin_P1H = self.rope(positions_P)
         for layer in self.layers:
             x_PE = layer(x_PE, cos_P1H, sin_P1H, cu_seqlens)
-        return self.head(self.norm(x_PE))
+        return self.head(self.norm(x_PE), self.embedding.weight)
 
 
 class Layer(nn.Module):
@@ -154,13 +154,21 @@ class ScaleGradient(torch.autograd.Function):
         return grads[0] * ctx.scale, None
 
 
-class Head(nn.Linear):
-    """Projection to logits; with norm_head its rows have length 1 (Baichuan 2, arXiv:2309.10305)."""
+class Head(nn.Module):
+    """Projection to logits; with norm_head its rows have length 1 (Baichuan 2, arXiv:2309.10305).
+
+    Tied (arXiv:1608.05859) it has no weight and uses the embedding's, which each call gives it: a parameter under two
+    names would fall apart where a module moves to another device.
+    """
+
+    weight: nn.Parameter | None
 
     def __init__(self, arch: Architecture) -> None:
-        super().__init__(arch.hidden, arch.vocab, bias=False)
+        super().__init__()
         self.norm_rows = arch.norm_head
+        own = None if arch.tie_embeddings else nn.Parameter(torch.empty(arch.vocab, arch.hidden))
+        self.register_parameter("weight", own)
 
-    def forward(self, input: Tensor) -> Tensor:
-        weight_VE = F.normalize(self.weight, dim=-1) if self.norm_rows else self.weight
-        return F.linear(input, weight_VE)
+    def forward(self, x_PE: Tensor, embedding_VE: Tensor) -> Tensor:
+        weight_VE = embedding_VE if self.weight is None else self.weight
+        return F.linear(x_PE, F.normalize(weight_VE, dim=-1) if self.norm_rows else weight_VE)

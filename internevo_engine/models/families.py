@@ -52,6 +52,7 @@ class Architecture(Family):
     rope_trained_len: int | None
     rope_factor: float
     norm_head: bool
+    tie_embeddings: bool
     embed_grad_scale: float
 
     @property
@@ -92,6 +93,7 @@ def architecture(model: ModelConfig) -> Architecture:
         rope_trained_len=model.rope_trained_len,
         rope_factor=model.rope_factor,
         norm_head=model.norm_head,
+        tie_embeddings=model.tie_embeddings,
         embed_grad_scale=model.embed_grad_scale,
     )
 
@@ -104,7 +106,7 @@ def parameters(model: ModelConfig) -> tuple[Param, ...]:
         Param("embedding.weight", (arch.vocab, arch.hidden), 0),
         *(Param(f"layers.{i}.{name}", shape, i + 1) for i in range(arch.layers) for name, shape in _layer_shapes(arch)),
         Param("norm.weight", (arch.hidden,), last),
-        Param("head.weight", (arch.vocab, arch.hidden), last),
+        *(() if arch.tie_embeddings else (Param("head.weight", (arch.vocab, arch.hidden), last),)),
     )
 
 

@@ -16,11 +16,13 @@ def model_flops(model: ModelConfig, num_tokens: int, sum_squared_lengths: int) -
     `sum_squared_lengths`: sum of l^2 over the pieces, in tokens^2. The numerator of MFU as in PaLM (arXiv:2204.02311,
     appendix B), with the causal half of the attention:
 
-    Each weight of a matrix multiplication costs a token 2 FLOPs forward and 4 backward; the embedding is a lookup.
+    Each weight of a matrix multiplication costs a token 2 FLOPs forward and 4 backward; the embedding is a lookup,
+    unless it is the head too.
     Attention: QK^T and AV cost 2 * l^2 * hidden each and the causal mask leaves half, so 2 * l^2 * hidden forward,
     three times that with backward.
     """
-    matmul_weights = sum(p.numel for p in parameters(model) if p.is_matrix and p.name != "embedding.weight")
+    lookups = () if model.tie_embeddings else ("embedding.weight",)
+    matmul_weights = sum(p.numel for p in parameters(model) if p.is_matrix and p.name not in lookups)
     return 6 * matmul_weights * num_tokens + 6 * model.layers * model.hidden * sum_squared_lengths
 
 

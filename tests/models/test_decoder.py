@@ -162,13 +162,26 @@ def test_embed_grad_scale_scales_the_embedding_gradient_and_nothing_else(scale: 
 
 def test_norm_head_ignores_the_length_of_head_rows() -> None:
     decoder = fresh(tiny("internlm2", norm_head=True))
-    x = torch.randn(3, 64)
-    rows = decoder.head.weight / decoder.head.weight.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(decoder.head(x), x @ rows.T)
-    before = decoder.head(x)
+    x, weight, unused = torch.randn(3, 64), decoder.get_parameter("head.weight"), torch.empty(97, 64)
+    rows = weight / weight.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(decoder.head(x, unused), x @ rows.T)
+    before = decoder.head(x, unused)
     with torch.no_grad():
-        decoder.head.weight.mul_(torch.rand(97, 1) + 0.5)
-    torch.testing.assert_close(decoder.head(x), before)
+        weight.mul_(torch.rand(97, 1) + 0.5)
+    torch.testing.assert_close(decoder.head(x, unused), before)
+
+
+def test_a_tied_head_is_the_embedding_and_both_uses_add_up_in_its_gradient() -> None:
+    model = tiny("llama", tie_embeddings=True)
+    decoder, apart = fresh(model), fresh(tiny("llama"))
+    with torch.no_grad():
+        for name, parameter in apart.named_parameters():
+            parameter.copy_(decoder.get_parameter("embedding.weight" if name == "head.weight" else name))
+    assert "head.weight" not in decoder.state_dict()
+    assert torch.equal(decoder(*pack()), apart(*pack()))
+    expected = gradients(apart)
+    expected["embedding.weight"] += expected.pop("head.weight")
+    torch.testing.assert_close(gradients(decoder), expected)
 
 
 def test_rope_beyond_the_trained_length_equals_hugging_face_dynamic_ntk() -> None:

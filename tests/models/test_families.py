@@ -15,10 +15,11 @@ def tiny(family: str, **keys: object) -> ModelConfig:
     return ModelConfig.model_validate({"family": family, **shape, **keys})
 
 
+@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_parameter_table_is_the_torch_module(family: str, kv_heads: int) -> None:
-    model = tiny(family, kv_heads=kv_heads)
+def test_the_parameter_table_is_the_torch_module(family: str, kv_heads: int, tied: bool) -> None:
+    model = tiny(family, kv_heads=kv_heads, tie_embeddings=tied)
     with torch.device("meta"):
         decoder = Decoder(model, seq_len=8)
     found = [(name, tuple(parameter.shape)) for name, parameter in decoder.named_parameters()]

@@ -16,8 +16,9 @@ SEVEN_B = internlm(layers=32, hidden=4096, heads=32, ffn=11008)
 TWENTY_B = internlm(layers=60, hidden=5120, heads=40, ffn=13824)
 
 
-def test_matmul_flops_are_those_that_torch_counts() -> None:
-    shape = {"vocab": 80, "layers": 2, "hidden": 32, "heads": 4, "kv_heads": 2, "ffn": 48}
+@pytest.mark.parametrize("tied", [False, True])
+def test_matmul_flops_are_those_that_torch_counts(tied: bool) -> None:
+    shape = {"vocab": 80, "layers": 2, "hidden": 32, "heads": 4, "kv_heads": 2, "ffn": 48, "tie_embeddings": tied}
     model = ModelConfig.model_validate({"family": "internlm", **shape})
     decoder = build(model, 16, torch.float32, torch.device("cpu"), seed=0)
     tokens, cu_seqlens = torch.arange(16), torch.tensor([0, 16], dtype=torch.int32)
