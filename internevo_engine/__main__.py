@@ -17,6 +17,12 @@ def _doctor(_arguments: Sequence[str]) -> int:
     return 0
 
 
+def _convert(arguments: Sequence[str]) -> int:
+    from internevo_engine.interop.convert import convert  # imports torch
+
+    return convert(arguments)
+
+
 def _show(arguments: Sequence[str]) -> int:
     match arguments:
         case ["program", config, *rest]:
@@ -47,6 +53,7 @@ def _program(config: str, rest: Sequence[str]) -> Program:
 
 VERBS: Mapping[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "doctor": ("what this machine has, and how to mend what it lacks", _doctor),
+    "convert": ("a model to Hugging Face, or from Hugging Face, InternEvo or GGUF", _convert),
     "show": ("the Program of a config, what its step costs, or where two runs part", _show),
 }
 

@@ -1,0 +1,28 @@
+"""interop: python -m internevo_engine.interop.unpickle SOURCE TARGET: one .pt file becomes a safetensors file.
+
+A process of its own, started by from_internevo.py: torch.load(weights_only=True) admits tensors and plain containers
+only, and whatever a hostile file does to this process, the converter reads a safetensors file or an exit code.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+
+def unpickle(source: Path, target: Path) -> str | None:
+    """Returns what is wrong with `source`, or None."""
+    try:
+        state = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever the file provokes is the file's fault
+        return str(error).splitlines()[0]
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        return "it holds something else than tensors by name"
+    weights = {str(name): tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+    save_file(weights, target)
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(unpickle(Path(sys.argv[1]), Path(sys.argv[2])))
