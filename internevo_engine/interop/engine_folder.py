@@ -17,7 +17,7 @@ from torch import nn
 from internevo_engine.config.load import load_config
 from internevo_engine.config.schema import Config, ModelConfig
 from internevo_engine.errors import DataError
-from internevo_engine.interop.tensors import SafetensorsFolder
+from internevo_engine.interop.tensors import SafetensorsFiles, open_folder
 from internevo_engine.models.families import parameters
 
 
@@ -27,7 +27,7 @@ class EngineFolder:
 
     path: Path
     config: Config
-    tensors: SafetensorsFolder
+    tensors: SafetensorsFiles
 
 
 def open_engine(path: Path) -> EngineFolder:
@@ -40,7 +40,7 @@ def open_engine(path: Path) -> EngineFolder:
     folder = path / "final" if (path / "final").is_dir() else path
     if not (folder / "config.yaml").is_file():
         raise DataError(f"{path} is no run and no engine folder: there is no {folder / 'config.yaml'}")
-    config, tensors = load_config(folder / "config.yaml"), SafetensorsFolder(folder)
+    config, tensors = load_config(folder / "config.yaml"), open_folder(folder)
     wanted = {param.name: param.shape for param in parameters(config.model)}
     if wanted != tensors.shapes:
         wrong = sorted(dict(wanted.items() ^ tensors.shapes.items()))

@@ -8,14 +8,14 @@ from internevo_engine.interop.folder import write_json
 from internevo_engine.interop.hf_config import read_config
 from internevo_engine.interop.hf_files import carry
 from internevo_engine.interop.sources import Hints, Source
-from internevo_engine.interop.tensors import SafetensorsFolder, read_json
+from internevo_engine.interop.tensors import open_folder, read_json
 
 
 def open_hf(folder: Path, hints: Hints, scratch: Path, stack: ExitStack) -> Source:
     """Read config.json and the headers of the weights.
 
     Raises:
-        DataError: see read_config and SafetensorsFolder.
+        DataError: see read_config and open_folder.
     """
     read = read_config(folder)
     tied_head = ("lm_head.weight", "output.weight") if read.model.tie_embeddings else ()
@@ -23,7 +23,7 @@ def open_hf(folder: Path, hints: Hints, scratch: Path, stack: ExitStack) -> Sour
         folder,
         read.model,
         read.table,
-        stack.enter_context(SafetensorsFolder(folder)),
+        stack.enter_context(open_folder(folder)),
         read.max_len,
         partial(_write_tokenizer, folder, read.model.vocab),
         ignored=("rotary_emb.inv_freq", *tied_head),

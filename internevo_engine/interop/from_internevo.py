@@ -22,7 +22,7 @@ from internevo_engine.errors import DataError
 from internevo_engine.interop.layouts import GATE_UP, QKV, QKV_GROUPED, QKV_GROUPED_PAIRED, QKV_PAIRED, SAME, Layout
 from internevo_engine.interop.names import INTERNEVO_V1, INTERNEVO_V2, Table, moves
 from internevo_engine.interop.sources import Hints, Source
-from internevo_engine.interop.tensors import SafetensorsFolder
+from internevo_engine.interop.tensors import SafetensorsFiles
 
 _FILE = re.compile(r"model_(tp|wp)(\d+)_pp(\d+)\.pt")
 _LAYER = re.compile(r"\b(blocks|layers)\.(\d+)\.")
@@ -32,7 +32,7 @@ _QKV, _W13, _W2 = "layers.{}.attention.wqkv", "layers.{}.feed_forward.w13", "lay
 PAIRED: Mapping[Layout, Layout] = {QKV: QKV_PAIRED, QKV_GROUPED: QKV_GROUPED_PAIRED}
 """What qk_interleaved makes of a layout."""
 
-Place = tuple[SafetensorsFolder, str]
+Place = tuple[SafetensorsFiles, str]
 """A shard's file, and what it calls the tensor."""
 
 
@@ -53,7 +53,9 @@ def open_internevo(folder: Path, hints: Hints, scratch: Path, stack: ExitStack) 
         )
     model, (kind, grid) = hints.config.model, _grid(folder)
     work = Path(stack.enter_context(TemporaryDirectory(prefix="internevo-", dir=scratch)))
-    places = _places([[stack.enter_context(_unpickled(path, work)) for path in shards] for shards in grid])
+    _unpickle([path for shards in grid for path in shards], work)
+    files = [[SafetensorsFiles([work / f"{path.stem}.safetensors"]) for path in shards] for shards in grid]
+    places = _places([[stack.enter_context(file) for file in shards] for shards in files])
     table = _table(places, model, hints)
     wanted = {name: shape for m in moves(table, model) for name, shape in zip(m.names, m.shapes, strict=True)}
     return Source(
@@ -116,18 +118,15 @@ def _grid(folder: Path) -> tuple[str, list[list[Path]]]:
     return kind, [[found[place] for place in row] for row in grid]
 
 
-def _unpickled(path: Path, work: Path) -> SafetensorsFolder:
-    target = work / path.stem
-    target.mkdir()
-    command = [sys.executable, "-m", "internevo_engine.interop.unpickle", path, target / "model.safetensors"]
+def _unpickle(paths: Sequence[Path], work: Path) -> None:
+    command = [sys.executable, "-m", "internevo_engine.interop.unpickle", work, *paths]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
-        why = result.stderr.strip().splitlines() or [f"reading it ended with {result.returncode}"]
-        raise DataError(f"{path} can't be read as tensors: {why[-1]}")
-    return SafetensorsFolder(target)
+        said = result.stderr.strip().splitlines() or [f"reading {paths[0].parent} ended with {result.returncode}"]
+        raise DataError(said[-1])
 
 
-def _places(stages: Sequence[Sequence[SafetensorsFolder]]) -> dict[str, list[Place]]:
+def _places(stages: Sequence[Sequence[SafetensorsFiles]]) -> dict[str, list[Place]]:
     """Every tensor under its name in the whole model: layers count on from stage to stage."""
     found, first_layer = defaultdict[str, list[Place]](list), 0
     for shards in stages:

@@ -1,6 +1,6 @@
 """interop: tensors by name, read one at a time; what every format looks like to a converter.
 
-`SafetensorsFolder` is one of them: engine folders and Hugging Face folders. `read_moves` yields our parameters.
+`SafetensorsFiles` is one of them: engine folders and Hugging Face folders. `read_moves` yields our parameters.
 """
 
 import json
@@ -40,20 +40,19 @@ class Tensors(Protocol):
     def read(self, name: str) -> Tensor: ...
 
 
-class SafetensorsFolder:
-    """The tensors of one folder: of the files that its index names, else of all its .safetensors files."""
+class SafetensorsFiles:
+    """The tensors of some .safetensors files."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, paths: Sequence[Path]) -> None:
         """Read the headers, not the tensors.
 
         Raises:
-            DataError: no weights, a missing or damaged file, or an index that points out of the folder.
+            DataError: a missing or damaged file.
         """
-        self.folder = folder
         self.shapes = dict[str, tuple[int, ...]]()
         self._open = ExitStack()
         self._files = dict[str, safe_open]()
-        for path in _weight_files(folder):
+        for path in paths:
             self._add(path)
 
     def _add(self, path: Path) -> None:
@@ -64,7 +63,7 @@ class SafetensorsFolder:
                 self.shapes[name] = tuple(file.get_slice(name).get_shape())
                 self._files[name] = file
         except FileNotFoundError:
-            raise DataError(f"{path} is missing, but {INDEX} names it; copy the folder again") from None
+            raise DataError(f"{path} is missing; copy the folder again") from None
         except (SafetensorError, OSError) as error:
             raise DataError(f"{path} is not a whole safetensors file ({error}); copy it again") from error
 
@@ -76,6 +75,15 @@ class SafetensorsFolder:
 
     def __exit__(self, *error: object) -> None:
         self._open.close()
+
+
+def open_folder(folder: Path) -> SafetensorsFiles:
+    """The weights of a folder: the files that its index names, else all its .safetensors files.
+
+    Raises:
+        DataError: no weights, a missing or damaged file, or an index that points out of the folder.
+    """
+    return SafetensorsFiles(_weight_files(folder))
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -153,10 +161,14 @@ def read_moves(tensors: Tensors, moves: Sequence[Move], arch: Architecture) -> I
         DataError: a dtype that the engine doesn't train in.
     """
     for move in moves:
-        ours = move.layout.join([tensors.read(name) for name in move.names], arch)
-        if ours.dtype not in DTYPES:
-            raise DataError(f"{move.names[0]} has dtype {ours.dtype}; the engine reads fp32, bf16 and fp16")
-        yield move.param.name, ours.to(DTYPES[ours.dtype])
+        parts = [_trainable(name, tensors.read(name)) for name in move.names]
+        yield move.param.name, move.layout.join(parts, arch)
+
+
+def _trainable(name: str, tensor: Tensor) -> Tensor:
+    if tensor.dtype not in DTYPES:
+        raise DataError(f"{name} has dtype {tensor.dtype}; the engine reads fp32, bf16 and fp16")
+    return tensor.to(DTYPES[tensor.dtype])
 
 
 def _some(names: Sequence[str]) -> str:

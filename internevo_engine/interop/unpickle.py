@@ -1,7 +1,7 @@
-"""interop: python -m internevo_engine.interop.unpickle SOURCE TARGET: one .pt file becomes a safetensors file.
+"""interop: python -m internevo_engine.interop.unpickle TARGET FILE...: each FILE.pt becomes TARGET/FILE.safetensors.
 
 A process of its own, started by from_internevo.py: torch.load(weights_only=True) admits tensors and plain containers
-only, and whatever a hostile file does to this process, the converter reads a safetensors file or an exit code.
+only, and whatever a hostile file does to this process, the converter reads safetensors files or an exit code.
 """
 
 import sys
@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 
-def unpickle(source: Path, target: Path) -> str | None:
-    """Returns what is wrong with `source`, or None."""
+def unpickle(path: Path, target: Path) -> str | None:
+    """Returns what is wrong with `path`, or None."""
     try:
-        state = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever the file provokes is the file's fault
         return str(error).splitlines()[0]
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
@@ -25,4 +25,7 @@ def unpickle(source: Path, target: Path) -> str | None:
 
 
 if __name__ == "__main__":
-    sys.exit(unpickle(Path(sys.argv[1]), Path(sys.argv[2])))
+    folder, *files = (Path(argument) for argument in sys.argv[1:])
+    for file in files:
+        if problem := unpickle(file, folder / f"{file.stem}.safetensors"):
+            sys.exit(f"{file} can't be read as tensors: {problem}")
