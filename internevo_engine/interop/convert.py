@@ -1,6 +1,7 @@
 """interop: python -m internevo_engine convert hf|engine SOURCE TARGET: models out and in, from the command line."""
 
 import argparse
+import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ def convert(arguments: Sequence[str]) -> int:
 def _to_hf(source: Path, target: Path, asked: argparse.Namespace) -> None:
     num_params = export(source, target, tokenizer=asked.tokenizer)
     print(f"wrote {target}, {format_count(num_params)} parameters; to use it:")
-    code = f"from transformers import pipeline; print(pipeline('text-generation', {str(target)!r})('Once'))"
+    code = f'from transformers import pipeline; print(pipeline("text-generation", {json.dumps(str(target))})("Once"))'
     print(NEXT.format(code=shlex.quote(code), path=shlex.quote(str(target))))
 
 

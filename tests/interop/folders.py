@@ -50,9 +50,9 @@ def write_engine(folder: Path, model: ModelConfig, dtype: torch.dtype = torch.fl
     return decoder
 
 
-def read_engine(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
+def read_engine(folder: Path, seq_len: int = SEQ_LEN) -> Decoder:
     opened = open_engine(folder)
-    decoder = build(opened.config.model, SEQ_LEN, dtype, CPU, seed=0)
+    decoder = build(opened.config.model, seq_len, torch.float32, CPU, seed=0)
     with opened.tensors:
         load_weights(decoder, opened)
     return decoder
