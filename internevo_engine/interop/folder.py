@@ -18,7 +18,7 @@ from internevo_engine.errors import StorageError
 from internevo_engine.interop.tensors import INDEX
 
 SHARD_BYTES = 2_000_000_000
-"""Largest file of weights, unless one tensor is larger: what a conversion holds in memory."""
+"""Largest file of weights, unless one tensor is larger. A conversion holds one shard and one tensor in memory."""
 
 
 @contextmanager
@@ -51,6 +51,7 @@ def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_byt
     for shard in _shards(tensors, shard_bytes):
         path = folder / f"{len(shards)}.safetensors"
         save_file(shard, path, metadata={"format": "pt"})
+        path.chmod(folder.stat().st_mode & 0o666)  # safetensors lets only the owner read
         shards.append((path, list(shard)))
         total += sum(tensor.nbytes for tensor in shard.values())
     if len(shards) == 1:
@@ -74,7 +75,8 @@ def _shards(tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> Iterator
     for name, tensor in tensors:
         if shard and size + tensor.nbytes > shard_bytes:
             yield shard
-            shard, size = {}, 0
+            shard.clear()  # the receiver still holds it: a new one would be a second shard in memory
+            size = 0
         shard[name] = tensor.contiguous()
         size += tensor.nbytes
     yield shard
