@@ -108,14 +108,15 @@ def _cut_dim(shards: Sequence[Place], whole: tuple[int, ...]) -> int | None:
 
 def _grid(folder: Path) -> tuple[str, list[list[Path]]]:
     """'tp' or 'wp', and the files by stage and shard."""
-    files = {m.groups(): path for path in sorted(folder.glob("model_*.pt")) if (m := _FILE.fullmatch(path.name))}
-    kind = next(iter(files))[0]
-    found = {(int(stage), int(shard)): path for (_, shard, stage), path in files.items()}
+    matches = [match for path in sorted(folder.glob("model_*.pt")) if (match := _FILE.fullmatch(path.name))]
+    kind = matches[0][1]
+    found = {(int(match[3]), int(match[2])): folder / match[0] for match in matches}
     num_stages, num_shards = (max(place[axis] for place in found) + 1 for axis in (0, 1))
-    grid = [[(stage, shard) for shard in range(num_shards)] for stage in range(num_stages)]
-    for stage, shard in (place for row in grid for place in row if place not in found):
-        raise DataError(f"{folder}/model_{kind}{shard}_pp{stage}.pt is missing; copy the checkpoint again")
-    return kind, [[found[place] for place in row] for row in grid]
+    for stage, shard in ((stage, shard) for stage in range(num_stages) for shard in range(num_shards)):
+        path = folder / f"model_{kind}{shard}_pp{stage}.pt"
+        if found.get((stage, shard)) != path:
+            raise DataError(f"{path} is missing; copy the checkpoint again")
+    return kind, [[found[stage, shard] for shard in range(num_shards)] for stage in range(num_stages)]
 
 
 def _unpickle(paths: Sequence[Path], work: Path) -> None:

@@ -1,6 +1,6 @@
 """interop: Hugging Face's config.json to our model section, and back. Data only: no torch, no code from the folder.
 
-`read_config` serves import_hf.py, `config_json` export_hf.py. What the decoder can't compute is refused by name.
+`read_config` serves from_hf.py, `config_json` export_hf.py. What the decoder can't compute is refused by name.
 """
 
 from collections.abc import Mapping

@@ -9,6 +9,7 @@ import transformers
 
 from internevo_engine.__main__ import main
 from internevo_engine.errors import DataError, StorageError
+from internevo_engine.interop.engine_folder import write_config
 from internevo_engine.interop.export_hf import export
 from internevo_engine.run import main as run
 from tests.conftest import Tiny
@@ -124,6 +125,13 @@ def test_without_a_tokenizer_nothing_is_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--tokenizer"):
         export(tmp_path / "engine", tmp_path / "hf")
     assert [path.name for path in tmp_path.iterdir()] == ["engine"]
+
+
+def test_weights_of_another_model_are_noticed(tmp_path: Path) -> None:
+    write_engine(tmp_path / "engine", tiny("internlm2"))
+    write_config(tmp_path / "engine", tiny("internlm2", layers=3), SEQ_LEN)
+    with pytest.raises(DataError, match=r"not those of its config.yaml, for example layers.2"):
+        export(tmp_path / "engine", tmp_path / "hf")
 
 
 def test_a_folder_that_is_there_is_not_touched(tmp_path: Path) -> None:
