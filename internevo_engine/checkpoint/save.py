@@ -179,7 +179,7 @@ class Saver:
         return _Outcome(is_published=not error, trouble=f"could not be published: {error}" if error else trouble)
 
     def _tidy(self, job: _Job, *, is_published: bool) -> str:
-        """Drop what is beyond `keep`, or a failed draft. The one just published was read back: one at least verifies."""
+        """Drop a failed draft, or what is beyond `keep`: the one just published was read back, so it verifies."""
         try:
             if not is_published:
                 self._storage.discard(job.step, job.attempt)

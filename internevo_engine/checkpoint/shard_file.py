@@ -13,7 +13,7 @@ from typing import BinaryIO
 import torch
 
 from internevo_engine.checkpoint.manifest import ELEMENT_BYTES, FileEntry, StretchEntry
-from internevo_engine.checkpoint.storage import Folder
+from internevo_engine.checkpoint.storage import Folder, read_at
 from internevo_engine.checkpoint.view import ShardedView
 from internevo_engine.errors import CheckpointError
 
@@ -111,15 +111,7 @@ def _chunks_of(wanted: Sequence[Wanted] | None, num_chunks: int, chunk_bytes: in
 
 
 def _read(file: BinaryIO, where: str, begin: int, length: int, digest: str) -> bytearray:
-    file.seek(begin)
-    data = bytearray(length)
-    try:
-        filled = 0
-        while filled < length and (part := file.read(length - filled)):
-            data[filled : filled + len(part)] = part
-            filled += len(part)
-    except OSError as error:
-        raise CheckpointError(f"{where} can't be read at byte {begin}: {error}") from error
+    data = read_at(file, begin, length, where)
     found = hashlib.sha256(data).hexdigest()
     if found != digest:
         raise CheckpointError(

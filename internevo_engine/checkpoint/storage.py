@@ -88,10 +88,29 @@ def read_small(folder: Folder, name: str, max_bytes: int) -> bytes:
     """A whole file of bounded size.
 
     Raises:
-        CheckpointError: it isn't there or larger.
+        CheckpointError: it can't be read or is larger.
     """
+    where = f"{folder.name}/{name}"
     with folder.open(name) as file:
-        raw = file.read(max_bytes + 1)
-    if len(raw) > max_bytes:
-        raise CheckpointError(f"{folder.name}/{name} is larger than {max_bytes} bytes; no checkpoint has such a one")
-    return raw
+        size = file.seek(0, 2)
+        if size > max_bytes:
+            raise CheckpointError(f"{where} is larger than {max_bytes} bytes; no checkpoint has such a one")
+        return bytes(read_at(file, 0, size, where))
+
+
+def read_at(file: BinaryIO, begin: int, length: int, where: str) -> bytearray:
+    """`length` bytes, which the caller knows to be there; zeros where the file ends early after all.
+
+    Raises:
+        CheckpointError: they can't be read.
+    """
+    data = bytearray(length)
+    filled = 0
+    try:
+        file.seek(begin)
+        while filled < length and (part := file.read(length - filled)):
+            data[filled : filled + len(part)] = part
+            filled += len(part)
+    except OSError as error:
+        raise CheckpointError(f"{where} can't be read at byte {begin + filled}: {error}") from error
+    return data
