@@ -85,6 +85,7 @@ class Saver:
         self._num_saves, self._num_failures = 0, 0
         self._published_step = published_step
         self._pending: _Job | None = None
+        self._trouble = ""
         self._hurry = threading.Event()
 
     @property
@@ -111,7 +112,7 @@ class Saver:
         if not background:
             self.wait()
             if self._published_step != step:
-                raise StorageError(f"the checkpoint of step {step} could not be published: see the message above")
+                raise StorageError(f"the checkpoint of step {step} {self._trouble}")
 
     def wait(self) -> None:
         """Until the save under way has an outcome; it doesn't keep to its rate any longer."""
@@ -132,8 +133,9 @@ class Saver:
             self._num_failures, self._published_step = 0, job.step
         else:
             self._num_failures += 1
+        self._trouble = outcome.trouble
         if outcome.trouble:
-            self._say(f"the checkpoint of step {job.step}: {outcome.trouble}")
+            self._say(f"the checkpoint of step {job.step} {outcome.trouble}")
 
     def _work(self, job: _Job) -> None:
         """The thread. Whatever goes wrong in it is posted, or the other ranks would wait for ever."""

@@ -10,6 +10,7 @@ from functools import partial
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
+from internevo_engine.checkpoint.load import read_manifest
 from internevo_engine.checkpoint.manifest import Manifest
 from internevo_engine.checkpoint.storage import Storage
 from internevo_engine.config.load import numeric_differences
@@ -89,6 +90,16 @@ def resume(
     return Start(manifest.run_id, manifest.step, cursor_of(manifest).tokens)
 
 
+def check_settings(storage: Storage, plan: Plan) -> None:
+    """Refuse early, before anything is built: as `accept`, by the newest checkpoint whose manifest can be read."""
+    for step in reversed(storage.steps()):
+        try:
+            manifest = read_manifest(storage.published(step), step)
+        except CheckpointError:
+            continue  # the load will say so
+        return _check_settings(manifest, plan)
+
+
 def cursor_of(manifest: Manifest) -> Cursor:
     """Raises CheckpointError where the checkpoint is not the loop's."""
     try:
@@ -109,14 +120,17 @@ def accept(manifest: Manifest, plan: Plan, data: Prepared, run_id: str) -> None:
             f"the checkpoint of step {manifest.step} belongs to run {manifest.run_id}, the run folder to run {run_id}; "
             "choose another run.dir or checkpoint.dir"
         )
-    cursor = cursor_of(manifest)
-    differences = settings_differences(cursor, manifest.plan.dtype, plan)
+    _check_settings(manifest, plan)
+    _check_data(cursor_of(manifest).data_sha256, data.digests, plan.config.checkpoint.changed_data)
+
+
+def _check_settings(manifest: Manifest, plan: Plan) -> None:
+    differences = settings_differences(cursor_of(manifest), manifest.plan.dtype, plan)
     if differences:
         raise ConfigError(
             f"the run was trained for {manifest.step} steps with other settings ({'; '.join(differences)}); give this "
             "one a folder of its own with run.dir=..., or move the old one aside with --fresh"
         )
-    _check_data(cursor.data_sha256, data.digests, plan.config.checkpoint.changed_data)
 
 
 def settings_differences(old: Cursor, old_dtype: str, plan: Plan) -> list[str]:

@@ -25,7 +25,7 @@ from internevo_engine.loop.evaluate import validate
 from internevo_engine.loop.metrics import Meter
 from internevo_engine.loop.recorder import Recorder
 from internevo_engine.loop.report import last_words
-from internevo_engine.loop.resume import Cursor, Start, resume
+from internevo_engine.loop.resume import Cursor, Start, check_settings, resume
 from internevo_engine.loop.run_folder import folder_of
 from internevo_engine.loop.stop import StopRequest, stop_on_request
 from internevo_engine.models.families import parameters
@@ -61,6 +61,8 @@ def train(config: Config, place: Place = ALONE, command: Sequence[str] = ()) -> 
     torch_device = _use_device(device, place, machine)
     storage = open_storage(config.checkpoint.dir or str(folder_of(config) / "checkpoints"))
     goes_on = config.checkpoint.resume == "auto" and bool(storage.steps())
+    if goes_on:
+        check_settings(storage, plan)
     with joined(place, device.backend), _memory_named(config, place.rank):
         recorder = Recorder(plan, rank=place.rank, command=command, goes_on=goes_on)
         with recorder.state(), stop_on_request(recorder.stop_file) as stop:

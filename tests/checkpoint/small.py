@@ -1,4 +1,4 @@
-"""A training state small enough to be saved a hundred times a second: no engine, two parameters, cut as two ranks would."""
+"""A training state small enough to be saved a hundred times a second: no engine, two parameters."""
 
 from pathlib import Path
 

@@ -183,7 +183,10 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "shape with a 0": (lambda m: m["params"][0].update(shape=[0, 80]), "shape"),
     "other shape": (lambda m: m["params"][0].update(shape=[80]), "embedding.weight is (80,) in it and (20, 4)"),
     "other name": (lambda m: m["params"][0].update(name="lm_head"), "it has no parameter embedding.weight"),
-    "other states": (lambda m: m.update(states=["master", "momentum", "exp_avg_sq"]), "it holds the states master, mom"),
+    "other states": (
+        lambda m: m.update(states=["master", "momentum", "exp_avg_sq"]),
+        "it holds the states master, mom",
+    ),
     "states swapped": (lambda m: m.update(states=["exp_avg", "master"]), "are given"),
     "no states": (lambda m: m.update(states=[]), "states"),
     "no files": (lambda m: m.update(files=[]), "are in the table"),
@@ -210,7 +213,17 @@ def test_a_manifest_with_a_right_digest_and_wrong_content_is_refused(copy: Path,
         pickle.dumps(print),
         b"!!python/object/apply:os.system [id]",
     ],
-    ids=["deep list", "deep object", "long number", "half a surrogate", "no UTF-8", "null", "key twice", "pickle", "YAML"],
+    ids=[
+        "deep list",
+        "deep object",
+        "long number",
+        "half a surrogate",
+        "no UTF-8",
+        "null",
+        "key twice",
+        "pickle",
+        "YAML",
+    ],
 )
 def test_a_body_that_is_no_manifest_is_refused_in_bounded_memory(copy: Path, body: bytes):
     seal(copy, body)
@@ -247,7 +260,9 @@ def test_where_none_verifies_nothing_is_loaded_and_nothing_moved(tmp_path: Path)
     for step in (1, 2):
         publish(storage, step)
         (tmp_path / f"step-{step}" / DATA).write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"verifies; of 2, the newest: .*step-2/rank-00000\.safetensors has 0 bytes"):
+    with pytest.raises(
+        CheckpointError, match=r"verifies; of 2, the newest: .*step-2/rank-00000\.safetensors has 0 bytes"
+    ):
         load(storage)
     assert names(tmp_path) == ["step-1", "step-2"]
 

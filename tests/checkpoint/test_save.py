@@ -136,7 +136,7 @@ def test_failures_in_the_background_are_heard_and_forgotten_when_a_save_works(tm
             saver.save(step, {}, background=True)
         saver.wait()
         assert not saver.has_failed
-        assert heard[0].startswith("the checkpoint of step 1: could not be published: rank 0: ")
+        assert heard[0].startswith("the checkpoint of step 1 could not be published: rank 0: ")
         assert "Input/output error" in heard[0]
         saver.save(8, {}, background=True)
         saver.wait()
@@ -184,7 +184,7 @@ def test_one_rank_that_can_not_write_is_heard_of_by_all_and_nothing_is_published
     for count, has_failed, heard, steps in run_ranks(save_with_a_full_disk, 2, tmp_path / "ranks", tmp_path / "saved"):
         assert count == MAX_FAILURES
         assert has_failed
-        assert heard[0] == "the checkpoint of step 1: could not be published: rank 1: [Errno 28] No space left on device"
+        assert heard[0] == "the checkpoint of step 1 could not be published: rank 1: [Errno 28] No space left on device"
         assert steps == [4]
     assert is_sound(LocalStorage(tmp_path / "saved"), (4,))
     assert verify(LocalStorage(tmp_path / "saved").published(4), 4).plan.world == 2

@@ -1,6 +1,5 @@
 """What two ranks would publish, without starting them."""
 
-from internevo_engine.checkpoint import save
 from internevo_engine.checkpoint.manifest import FILE, FileEntry, Manifest, ParamEntry, encode
 from internevo_engine.checkpoint.shard_file import write_file
 from internevo_engine.checkpoint.snapshot import Snapshot
