@@ -15,16 +15,18 @@ class Snapshot:
         numel = sum(source.numel() for source in sources)
         self._buffer = torch.empty(numel, dtype=torch.float32, pin_memory=self._is_remote)
         self._buffer.zero_()  # the pages are there before the first save
-        targets = self._buffer.split([source.numel() for source in sources]) if sources else ()
-        self._pairs = list(zip(targets, sources, strict=True))
+        self._targets = list(self._buffer.split([source.numel() for source in sources])) if sources else []
+        self._sources = sources
 
     @torch.no_grad()
     def take(self) -> None:
         """Copy the states as they are now; returns when the copy is whole."""
         if self._is_remote:
             torch.accelerator.synchronize()  # the last update may still be under way on another stream
-        for target, source in self._pairs:
-            target.copy_(source, non_blocking=self._is_remote)
+        if self._targets:  # at once: one copy_ for each of many small parameters costs as much again
+            torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+                self._targets, self._sources, non_blocking=self._is_remote
+            )
         if self._is_remote:
             torch.accelerator.synchronize()
 

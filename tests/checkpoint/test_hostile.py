@@ -1,5 +1,6 @@
 """Loading: whatever was done to a checkpoint, it is refused, with the file's name, and in bounded memory."""
 
+import ast
 import json
 import os
 import pickle
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import internevo_engine
 from internevo_engine.checkpoint.load import read_into, read_manifest
 from internevo_engine.checkpoint.local import LocalFolder, LocalStorage
 from internevo_engine.checkpoint.save import Saver
@@ -270,3 +272,13 @@ def test_where_none_verifies_nothing_is_loaded_and_nothing_moved(tmp_path: Path)
 def test_no_checkpoint_at_all_is_no_error(tmp_path: Path):
     assert load(LocalStorage(tmp_path / "nowhere"))[0] is None
     assert alone().agree("x", "y") == ["y"]
+
+
+def test_nothing_that_reads_a_checkpoint_knows_pickle():
+    for path in (Path(internevo_engine.__file__).parent / "checkpoint").glob("*.py"):
+        tree = ast.parse(path.read_text())
+        words = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        words |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        words |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        assert not words & {"pickle", "eval", "exec", "marshal", "allow_pickle"}, path
+        assert not any(ast.unparse(n.func) == "torch.load" for n in ast.walk(tree) if isinstance(n, ast.Call)), path

@@ -5,11 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from internevo_engine.engine import Engine
+from internevo_engine.engine import Engine, StepResult
 from internevo_engine.loop.fingerprint import first_difference
 from internevo_engine.loop.run_folder import read_jsonl
 from internevo_engine.run import main
@@ -32,81 +34,94 @@ class Killed(BaseException):
     """The process ended in the middle of its loop, before it could save or say anything."""
 
 
-def killed_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    real = Engine.step
+def during_step(number: int, happens: Callable[[], object]) -> pytest.MonkeyPatch:
+    """Let something happen in this step; a request to stop is heard by the next."""
+    monkeypatch, real = pytest.MonkeyPatch(), Engine.step
 
-    def call(engine: Engine, *arguments: object, **keywords: object) -> object:
-        if engine.num_steps_done == step:
-            raise Killed
-        return real(engine, *arguments, **keywords)  # pyright: ignore
+    def step(engine: Engine, *arguments: Any, **keywords: Any) -> StepResult:
+        if engine.num_steps_done == number - 1:
+            happens()
+        return real(engine, *arguments, **keywords)
 
-    monkeypatch.setattr(Engine, "step", call)
+    monkeypatch.setattr(Engine, "step", step)
+    return monkeypatch
 
 
-def state_of(run: Path) -> dict[str, object]:
+def state_of(run: Path) -> dict[str, Any]:
     return json.loads((run / "run.json").read_text())
 
 
-def wait_for_line(process: subprocess.Popen[str], start: str) -> str:
+def kill_at_step_7(config: str, options: list[str]) -> None:
+    command = [*COMMAND, config, *options]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
     assert process.stdout
-    return next(line for line in process.stdout if line.startswith(start))
-
-
-def test_kill_9_and_the_same_command_again_give_the_bits_of_a_run_without_it(tiny: Tiny):
-    straight = tiny.folder / "runs/straight"
-    options = ["launch.nproc=2", "zero.optim=2", EVERY_2, "run.steps=12"]
-    process = subprocess.Popen([*COMMAND, tiny.config, *options], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
-    wait_for_line(process, "step  7/12")
+    next(line for line in process.stdout if line.startswith("step  7/12"))
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    again = subprocess.run(
-        [*COMMAND, tiny.config, *options], env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-    assert again.returncode == 0, again.stderr
-    assert "going on from the checkpoint of step" in again.stdout
-    assert subprocess.run([*COMMAND, tiny.config, *options, f"run.dir={straight}"], env=ENVIRONMENT).returncode == 0
+
+
+def test_kill_9_and_the_same_command_again_give_the_bits_of_a_run_without_it(tiny: Tiny, capsys):
+    straight, options = tiny.folder / "runs/straight", [EVERY_2, "run.steps=12"]
+    kill_at_step_7(tiny.config, options)
+    assert main([tiny.config, *options]) == 0
+    assert "going on from the checkpoint of step" in capsys.readouterr().out
+    assert main([tiny.config, *options, f"run.dir={straight}"]) == 0
     assert first_difference(straight, tiny.run) == "12 steps are equal, bit for bit"
     assert steps(tiny.run) == list(range(1, 13))
     tokens = [[record["tokens"] for record in read_jsonl(run / "metrics.jsonl")] for run in (straight, tiny.run)]
     assert tokens[0] == tokens[1]
 
 
-@pytest.mark.parametrize("ask", [signal.SIGTERM, signal.SIGUSR1, "STOP"])
-def test_a_run_that_is_asked_to_stop_publishes_a_checkpoint_and_ends_with_75(tiny: Tiny, ask: signal.Signals | str):
-    command = [*COMMAND, tiny.config, "run.steps=1000000", "checkpoint.every=0"]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
-    wait_for_line(process, "step")
-    if isinstance(ask, signal.Signals):
-        process.send_signal(ask)
-    else:
-        (tiny.run / ask).touch()
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 75
-    assert "the same command goes on from there" in output
-    done = steps(tiny.run)[-1]
-    assert checkpoints(tiny.run) == [f"step-{done}"]
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(1, 1, 2), (2, 2, 2)])
+def test_kill_9_of_two_ranks_and_the_same_command_again_give_the_same_bits(tiny: Tiny, sizes: tuple[int, int, int]):
+    straight, zero = tiny.folder / "runs/straight", zip(("param", "grad", "optim"), sizes, strict=True)
+    options = [EVERY_2, "run.steps=12", "launch.nproc=2", *(f"zero.{state}={size}" for state, size in zero)]
+    kill_at_step_7(tiny.config, options)
+    for more in ([], [f"run.dir={straight}"]):
+        subprocess.run([*COMMAND, tiny.config, *options, *more], env=ENVIRONMENT, check=True)
+    assert "going on from the checkpoint of step" in (tiny.run / "log/rank0.log").read_text()
+    assert first_difference(straight, tiny.run) == "12 steps are equal, bit for bit"
+
+
+ASKING: dict[str, Callable[[Path], object]] = {
+    "SIGINT": lambda run: os.kill(os.getpid(), signal.SIGINT),
+    "SIGTERM": lambda run: os.kill(os.getpid(), signal.SIGTERM),
+    "SIGUSR1": lambda run: os.kill(os.getpid(), signal.SIGUSR1),
+    "STOP": lambda run: (run / "STOP").touch(),
+}
+
+
+@pytest.mark.parametrize("how", ASKING)
+def test_a_run_that_is_asked_to_stop_publishes_a_checkpoint_and_ends_with_75(tiny: Tiny, capsys, how: str):
+    patch = during_step(2, lambda: ASKING[how](tiny.run))
+    assert main([tiny.config, "checkpoint.every=0"]) == 75
+    patch.undo()
+    assert "stopped on request after step 3; the same command goes on from there" in capsys.readouterr().out
+    assert checkpoints(tiny.run) == ["step-3"]
     assert state_of(tiny.run)["state"] == "interrupted"
     assert not (tiny.run / "STOP").exists()
+    assert main([tiny.config, "checkpoint.every=0"]) == 0
+    assert steps(tiny.run) == [1, 2, 3, 4, 5, 6]
+
+
+def die() -> None:
+    raise Killed
 
 
 def test_records_of_lost_steps_are_made_again_and_none_twice(tiny: Tiny, capsys):
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        killed_after(monkeypatch, 5)
-        with pytest.raises(Killed):
-            main([tiny.config, EVERY_2, "run.valid_every=1"])
+    patch = during_step(6, die)
+    with pytest.raises(Killed):
+        main([tiny.config, EVERY_2, "run.valid_every=1"])
+    patch.undo()
     with (tiny.run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')  # a line that the machine did not finish
-    assert steps_of_lines(tiny.run) > 5
     assert main([tiny.config, EVERY_2, "run.valid_every=1"]) == 0
     assert "going on from the checkpoint of step 4" in capsys.readouterr().out
     assert steps(tiny.run) == [1, 2, 3, 4, 5, 6]
     assert [record["step"] for record in read_jsonl(tiny.run / "fingerprint.jsonl")] == [1, 2, 3, 4, 5, 6]
     assert [record["step"] for record in read_jsonl(tiny.run / "valid.jsonl")] == [1, 2, 3, 4, 5, 6]
     assert checkpoints(tiny.run) == ["step-2", "step-4", "step-6"]
-
-
-def steps_of_lines(run: Path) -> int:
-    return len((run / "metrics.jsonl").read_text().splitlines())
 
 
 def test_a_finished_run_goes_on_when_steps_grow(tiny: Tiny, capsys):
@@ -119,11 +134,10 @@ def test_a_finished_run_goes_on_when_steps_grow(tiny: Tiny, capsys):
 
 
 def stopped(tiny: Tiny, *options: str) -> None:
-    """A run that was asked to stop after its first step."""
-    real = Engine.step
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(Engine, "step", lambda *a, **k: real(*a, **{**k, "stop": True}))
-        assert main([tiny.config, *options]) == 75
+    """A run that was asked to stop after two steps."""
+    patch = during_step(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert main([tiny.config, *options]) == 75
+    patch.undo()
 
 
 REFUSED = {
@@ -149,7 +163,7 @@ def test_what_does_not_shape_the_numbers_may_change(tiny: Tiny, capsys):
     stopped(tiny)
     free = ["graph.mode=hooks", "comm.bucket_mb=0.02", "run.log_every=3", "checkpoint.keep=1", "comm.overlap=false"]
     assert main([tiny.config, *free]) == 0
-    assert "going on from the checkpoint of step 1" in capsys.readouterr().out
+    assert "going on from the checkpoint of step 2" in capsys.readouterr().out
     assert checkpoints(tiny.run) == ["step-6"]
 
 
@@ -204,7 +218,7 @@ def test_checkpoints_elsewhere_are_enough_to_go_on_where_the_run_folder_is_lost(
     for path in sorted(tiny.run.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     assert main([tiny.config, elsewhere]) == 0
-    assert "going on from the checkpoint of step 1" in capsys.readouterr().out
+    assert "going on from the checkpoint of step 2" in capsys.readouterr().out
     assert main([tiny.config, elsewhere, "--fresh"]) == 2
     assert "holds the checkpoints of an earlier run" in capsys.readouterr().err
 
