@@ -26,7 +26,7 @@ from internevo_engine.plan.topology import Topology
 from internevo_engine.program import Program
 from internevo_engine.runtime.launch import find_place
 from internevo_engine.runtime.machine import probe_machine
-from internevo_engine.schedule.step_program import step_program
+from internevo_engine.schedule.step_program import modelled_costs, step_program
 
 MACHINE, PLACE = probe_machine(), find_place(None, os.environ)
 WORLDS = worlds(MACHINE, PLACE) if PLACE or MACHINE.gpus else [1, 2, 4, 8]
@@ -104,7 +104,7 @@ def test_planning(
 
     def planned() -> Program:
         plan = make_plan(settings.config, table, Topology(ranks, min(8, ranks), "cuda"))
-        return step_program(plan, graph)
+        return step_program(plan, graph, modelled_costs(plan))
 
     program = benchmark.pedantic(planned, rounds=5)
     count = len(program.instructions)

@@ -12,13 +12,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import isfinite, sqrt
 from typing import Generic, Protocol, TypeVar
+from uuid import uuid4
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor, nn
 
+from internevo_engine.checkpoint.load import Accept, load_newest
+from internevo_engine.checkpoint.manifest import Manifest
+from internevo_engine.checkpoint.remote import open_storage
+from internevo_engine.checkpoint.save import Saver
+from internevo_engine.checkpoint.storage import Storage
+from internevo_engine.checkpoint.view import view_of
 from internevo_engine.config.load import step_config
 from internevo_engine.config.schema import CommConfig, GraphConfig, OptimConfig, ZeroConfig
-from internevo_engine.errors import DataError, NumbersError, UsageError
+from internevo_engine.errors import CheckpointError, DataError, NumbersError, UsageError
 from internevo_engine.graph.batch import move
 from internevo_engine.graph.loss import LossFunction, loss_and_count
 from internevo_engine.graph.module import evaluating, parameter_table, place_of, trained_parameters, untrained_tensors
@@ -54,6 +62,8 @@ class Step(Protocol):
 
 
 STEPS: Mapping[str, type[GraphStep] | type[HooksStep]] = {"graph": GraphStep, "hooks": HooksStep}
+KEPT_CHECKPOINTS = 3
+"""By `Engine.save`; the loop has checkpoint.keep."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +140,7 @@ class Engine(Generic[B]):
         self._loss_fn, self._say = loss_fn, say
         self._step: Step | None = None
         self._num_run = 0
+        self._savers: dict[str, Saver] = {}
         if example is not None:
             self._ready(self._moved(example))
 
@@ -217,6 +228,52 @@ class Engine(Generic[B]):
         """Within the block the module's parameters are whole and up to date; every rank enters it."""
         with self.state.whole_parameters():
             yield
+
+    def save(self, path: str, *, extra: Mapping[str, JsonValue] | None = None) -> None:
+        """Publish the whole training state as `path`/step-N, of which the newest three are kept. Every rank calls it.
+
+        Args:
+            path: a folder that all ranks see, or an fsspec URL.
+            extra: whatever goes with it; `load` gives it back.
+
+        Raises:
+            StorageError: it could not be published; what was there before still is.
+        """
+        if path not in self._savers:
+            run_id = self._communicator.agree("run id", uuid4().hex)[0]
+            view = view_of(self.state, self.plan, self._communicator.rank)
+            storage = open_storage(path)
+            self._savers[path] = Saver(storage, view, self._communicator, run_id=run_id, keep=KEPT_CHECKPOINTS)
+        self._savers[path].save(self.num_steps_done, dict(extra or {}))
+
+    def load(self, path: str) -> dict[str, JsonValue]:
+        """Go on from the newest checkpoint in `path` that verifies, written by any plan. Every rank calls it.
+
+        Returns:
+            The `extra` it was saved with.
+
+        Raises:
+            CheckpointError: there is none that verifies; the engine's state may be half replaced.
+        """
+        manifest = self.load_newest(open_storage(path))
+        if manifest is None:
+            raise CheckpointError(f"{path} holds no checkpoint: a folder with step-N folders in it is needed")
+        return manifest.extra
+
+    def load_newest(
+        self,
+        storage: Storage,
+        *,
+        accept: Accept = lambda manifest: None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> Manifest | None:
+        """As `load`; None where there is no checkpoint at all. See checkpoint/load.py."""
+        view = view_of(self.state, self.plan, self._communicator.rank)
+        manifest = load_newest(storage, view, self._communicator, accept=accept, say=say)
+        if manifest is not None:
+            self.state.adopt_masters()
+            self.num_steps_done = manifest.step
+        return manifest
 
     def close(self) -> None:
         """Let go of the model and of the process groups, so that they can be destroyed; the parameters stay."""

@@ -37,6 +37,12 @@ class DataError(EngineError):
     exit_code = 3
 
 
+class CheckpointError(EngineError):
+    """A checkpoint is damaged, or belongs to another model or run: it was not loaded."""
+
+    exit_code = 4
+
+
 class StorageError(EngineError):
     """A folder can't be written or a disk is full."""
 
@@ -69,5 +75,7 @@ class MemoryNeededError(EngineError):
 
 DONE = 0
 INTERNAL = 70
+PREEMPTED = 75
+"""The run was asked to stop, and its checkpoint is published: the same command goes on (EX_TEMPFAIL of sysexits.h)."""
 INTERRUPTED = 130
-"""The shell's convention for a program ended by Ctrl-C; the run folder is complete."""
+"""The shell's convention for a program ended by Ctrl-C: at once, with nothing saved."""

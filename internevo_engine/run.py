@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from internevo_engine.config.load import dump_config, load_config
 from internevo_engine.config.schema import Config
-from internevo_engine.errors import DONE, INTERNAL, INTERRUPTED, ConfigError, EngineError
+from internevo_engine.errors import DONE, INTERNAL, INTERRUPTED, PREEMPTED, ConfigError, EngineError
 from internevo_engine.loop.run_folder import folder_of, is_finished
 from internevo_engine.models.families import parameters
 from internevo_engine.plan.plan import Plan, check_memory, describe, make_plan
@@ -30,7 +30,8 @@ examples:
   python -m internevo_engine.run configs/demo.yaml launch.nproc=2 run.steps=50 run.dir=runs/two
   python -m internevo_engine.run configs/7B.yaml --dry-run --gpus 1024 --zero.optim world
   torchrun --nproc-per-node 2 -m internevo_engine.run configs/demo.yaml
-exit codes: 0 done, 2 config, 3 data, 5 storage, 6 lost rank, 9 numbers, 12 memory, 70 internal, 130 Ctrl-C
+exit codes: 0 done, 2 config, 3 data, 4 checkpoint, 5 storage, 6 lost rank, 9 numbers, 12 memory, 70 internal,
+            75 stopped after a checkpoint (the same command goes on), 130 Ctrl-C
 """
 
 
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
         _complain(place, [str(error)])
         return error.exit_code
     except KeyboardInterrupt:
-        _complain(place, ["interrupted before the first step; nothing was trained"])
+        _complain(place, ["interrupted at once; the same command goes on from the newest checkpoint"])
         return INTERRUPTED
     except Exception:
         traceback.print_exc()
@@ -60,14 +61,14 @@ def _run(arguments: argparse.Namespace, overrides: Sequence[str], place: Place |
     if arguments.schema:
         print(json.dumps(Config.model_json_schema(), indent=2))
         return DONE
-    config = load_config(arguments.config, overrides)
+    config = load_config(arguments.config, [*overrides, *(["checkpoint.resume=never"] if arguments.fresh else [])])
     if arguments.print_config:
         print(dump_config(config), end="")
         return DONE
     if arguments.dry_run:
         print(_dry_run(config, arguments.gpus))
         return DONE
-    if not arguments.fresh and is_finished(config):
+    if is_finished(config):
         print(f"{folder_of(config)} is finished; its report is in report.txt; --fresh moves it aside and starts again")
         return DONE
     command = [sys.executable, "-m", "internevo_engine.run", *argv]
@@ -78,7 +79,7 @@ def _run(arguments: argparse.Namespace, overrides: Sequence[str], place: Place |
     from internevo_engine.loop.train import train  # imports torch
 
     result = train(config, place or ALONE, command)
-    return INTERRUPTED if result.interrupted else DONE
+    return PREEMPTED if result.interrupted else DONE
 
 
 def topology_of(config: Config, gpus: int | None) -> Topology:
@@ -153,6 +154,6 @@ def _complain(place: Place | None, problems: Sequence[str]) -> None:
 if __name__ == "__main__":
     code = main(sys.argv[1:])
     sys.stdout.flush()
-    if code not in (DONE, INTERRUPTED):
+    if code not in (DONE, PREEMPTED, INTERRUPTED):
         os._exit(code)  # without teardown, which may wait for ranks that are gone
     sys.exit(code)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,7 +35,7 @@ def test_a_run_leaves_everything_behind(tiny: Tiny, capsys):
         "run.json", "config.yaml", "command.txt", "environment.json", "plan.txt", "report.txt", "metrics.jsonl",
         "fingerprint.jsonl",
         "valid.jsonl", "loss.png", "log/rank0.log", "final/model.safetensors", "final/tokenizer.model",
-        "final/config.yaml",
+        "final/config.yaml", "checkpoints/step-6/manifest.json", "checkpoints/step-6/rank-00000.safetensors",
     }  # fmt: skip
     metrics = read_jsonl(tiny.run / "metrics.jsonl")
     assert list(metrics[0]) == [
@@ -77,10 +78,11 @@ def test_a_finished_run_with_other_numbers_is_not_overwritten(tiny: Tiny, capsys
     assert "finished run with other settings (optim.lr: 0.01 -> 0.02)" in capsys.readouterr().err
 
 
-def test_an_unfinished_run_is_moved_aside_and_a_live_one_is_left_alone(tiny: Tiny, capsys):
+def test_a_run_without_a_checkpoint_is_moved_aside_and_a_live_one_is_left_alone(tiny: Tiny, capsys):
     main([tiny.config])
     state = json.loads((tiny.run / "run.json").read_text())
     (tiny.run / "run.json").write_text(json.dumps(state | {"state": "interrupted"}))
+    shutil.rmtree(tiny.run / "checkpoints")
     assert main([tiny.config]) == 0
     assert "an unfinished or earlier run was here; it is now" in capsys.readouterr().out
     (tiny.run / "run.json").write_text(json.dumps(state | {"state": "running", "pid": os.getppid()}))
@@ -253,7 +255,7 @@ def test_ctrl_c_ends_after_the_step_with_everything_written(tiny: Tiny):
             break
     process.send_signal(signal.SIGINT)
     rest = process.stdout.read()
-    assert process.wait(timeout=60) == 130
+    assert process.wait(timeout=60) == 75
     assert "stopped on request after step" in rest
     assert (tiny.run / "final/model.safetensors").exists()
     assert (tiny.run / "loss.png").exists()

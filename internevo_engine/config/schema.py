@@ -15,6 +15,7 @@ FREE_KEYS = (
     "comm.overlap",
     "graph.",
     "launch.",
+    "checkpoint.",
     "data.cache",
     "run.dir",
     "run.log_every",
@@ -251,6 +252,25 @@ class RunConfig(Section):
     """Also write TensorBoard events to <run folder>/tb (extra [track])."""
 
 
+class CheckpointConfig(Section):
+    """What a run keeps to go on from; docs/checkpoints.md says what may change in between."""
+
+    every: NonNegative = 1000
+    """Steps between two checkpoints; 0: only when the run is stopped and when it ends."""
+    keep: Positive = 3
+    """Checkpoints kept, the newest ones."""
+    background: bool = True
+    """Train on while the checkpoint is written; false: wait for it."""
+    rate_mb: Annotated[float, Field(gt=0)] | None = 500.0
+    """Megabytes (1e6 bytes) a second that one rank writes at most in the background; null: no limit."""
+    dir: str | None = None
+    """Folder that all hosts share, or an fsspec URL (s3://bucket/run); null: 'checkpoints' in the run folder."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: go on from the newest checkpoint that verifies; never (--fresh): move an earlier run aside, start anew."""
+    changed_data: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Entries of data.train whose content may differ from what the checkpoint was trained on."""
+
+
 class Config(Section):
     """A whole configuration, as read from YAML and overrides."""
 
@@ -262,6 +282,7 @@ class Config(Section):
     graph: GraphConfig = GraphConfig()
     launch: LaunchConfig = LaunchConfig()
     run: RunConfig = RunConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
 
     @property
     def micro_batch_tokens(self) -> int:

@@ -8,7 +8,7 @@ import gzip
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,8 @@ class Prepared:
     """None: random tokens, or token folders whose tokenizer wasn't given."""
     valid_text: tuple[TextCorpus, ...]
     """The text behind `valid`, for `gzip_bits_per_byte`; empty where a part of it is a token folder."""
+    digests: Mapping[str, str]
+    """SHA-256 of the tokens and document borders of each entry of data.train; empty for random tokens."""
 
 
 def check_sources(config: Config) -> None:
@@ -78,6 +80,7 @@ def prepare(config: Config, cache: Path, report: Report) -> Prepared:
         valid=PackedCorpus([files[p] for p in valid], **shape) if valid else None,
         tokenizer=tokenizer,
         valid_text=_texts(valid) if len(_texts(valid)) == len(valid) else (),
+        digests={str(part if isinstance(part, Path) else part.name): _digest(files[part]) for part in train},
     )
 
 
@@ -208,6 +211,10 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[str]]:
             batch, num_chars = [], 0
     if batch:
         yield batch
+
+
+def _digest(file: TokenFile) -> str:
+    return hashlib.sha256(f"{file.manifest.tokens_sha256} {file.manifest.index_sha256}".encode()).hexdigest()
 
 
 def _size(corpora: Iterable[TextCorpus]) -> str:

@@ -19,9 +19,10 @@ class Log:
         self._early: list[str] = []
 
     def open_file(self, path: Path) -> None:
-        """From now on lines also go to `path`; earlier ones are handed in."""
+        """From now on lines are also appended to `path`; earlier ones are handed in."""
         self._file = path
-        path.write_text("".join(f"{line}\n" for line in self._early), encoding="utf-8")
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in self._early)
 
     def say(self, text: str) -> None:
         """One or more lines."""

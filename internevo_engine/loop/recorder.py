@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
@@ -20,7 +21,7 @@ from internevo_engine.loop.fingerprint import FILE, Fingerprint, fingerprint
 from internevo_engine.loop.log import Log, StepBar
 from internevo_engine.loop.metrics import StepMetrics, as_line
 from internevo_engine.loop.plots import draw_loss
-from internevo_engine.loop.run_folder import RunFolder, folder_of
+from internevo_engine.loop.run_folder import RunFolder, environment, folder_of
 from internevo_engine.loop.sinks import Sink, jsonl, tensorboard
 from internevo_engine.plan.plan import Plan, describe
 
@@ -28,13 +29,17 @@ from internevo_engine.plan.plan import Plan, describe
 class Recorder:
     """Records on rank 0, silent elsewhere."""
 
-    def __init__(self, config: Config, plan: Plan, *, rank: int, command: Sequence[str]) -> None:
+    def __init__(self, config: Config, plan: Plan, *, rank: int, command: Sequence[str], goes_on: bool = False) -> None:
         """Claim the run folder (rank 0).
+
+        Args:
+            goes_on: there is a checkpoint to go on from, so the folder stays as it is until `go_on_from`.
 
         Raises:
             ConfigError, StorageError: the folder can't be used.
         """
         self.path = folder_of(config)
+        self.goes_on = goes_on
         self.steps_done = 0
         self._rank = rank
         self._log = Log(speaks=rank == 0)
@@ -42,23 +47,50 @@ class Recorder:
         self._folder: RunFolder | None = None
         self._step_sinks: list[Sink] = []
         self._valid_sinks: list[Sink] = []
-        if rank == 0:
-            self._open(config, plan, command)
-
-    def _open(self, config: Config, plan: Plan, command: Sequence[str]) -> None:
-        files = {
+        self._files = {
             "config.yaml": dump_config(config),
             "command.txt": " ".join(command) + "\n",
             "plan.txt": describe(config, plan) + "\n",
+            "environment.json": json.dumps(environment(), indent=2) + "\n",
         }
+        if rank == 0:
+            self._open()
+
+    @property
+    def run_id(self) -> str | None:
+        """Who this run is; None where only its checkpoints know, and off rank 0."""
+        return self._folder.run_id if self._folder else None
+
+    @property
+    def stop_file(self) -> Path | None:
+        """Whoever makes it asks the run to stop; watched by rank 0."""
+        return self.path / "STOP" if self._folder else None
+
+    def _open(self) -> None:
         extra = [tensorboard()] if self._run.tensorboard else []
-        self._folder = RunFolder(self.path, files, num_steps=self._run.steps)
+        self._folder = RunFolder(self.path, num_steps=self._run.steps, goes_on=self.goes_on)
+        self.steps_done = self._folder.steps_done
+        if not self.goes_on:
+            self._describe(self._folder)
         extra_sinks = [open_sink(self.path / "tb") for open_sink in extra]
         self._log.open_file(self.path / "log" / "rank0.log")
         self._step_sinks = [jsonl(self.path / "metrics.jsonl"), *extra_sinks]
         self._valid_sinks = [jsonl(self.path / "valid.jsonl"), *extra_sinks]
         if self._folder.moved_to:
             self.say(f"an unfinished or earlier run was here; it is now {self._folder.moved_to}; starting from step 0")
+
+    def _describe(self, folder: RunFolder) -> None:
+        for name, text in self._files.items():
+            folder.write(name, text)
+
+    def go_on_from(self, step: int) -> None:
+        """The checkpoint of `step` is loaded: records of later steps go, and the folder tells of this start."""
+        self.steps_done = step
+        if self._folder is not None:
+            self._folder.go_back_to(step)
+            self._folder.set_state("running", step)
+            self._describe(self._folder)
+        self.say(f"going on from the checkpoint of step {step}")
 
     def say(self, text: str) -> None:
         """A line for the screen and the log."""
@@ -126,6 +158,11 @@ class Recorder:
         if folder.is_dir():
             with (folder / f"rank{self._rank}.log").open("a", encoding="utf-8") as file:
                 file.write(traceback.format_exc())
+
+    def take_stop_file(self) -> None:
+        """The request was heard."""
+        if self.stop_file is not None:
+            self.stop_file.unlink(missing_ok=True)
 
     def set_state(self, state: str) -> None:
         if self._folder is not None:

@@ -1,6 +1,6 @@
 """loop: the run folder, what is written into it, and whether a run may use it.
 
-RUN/run.json           state (running, finished, interrupted, failed), steps done
+RUN/run.json           the run's id, state (running, finished, interrupted, failed), steps done
 RUN/config.yaml        every key, defaults included
 RUN/command.txt        what was typed
 RUN/environment.json   versions, machine, device
@@ -9,7 +9,10 @@ RUN/log/rank0.log      what rank 0 said; a rank that fails leaves its traceback 
 RUN/metrics.jsonl      one line a step;  RUN/valid.jsonl  one line a validation
 RUN/fingerprint.jsonl  the bits of each step, to compare runs
 RUN/loss.png
+RUN/checkpoints/       step-N/, what the run goes on from; see checkpoint/storage.py
 RUN/final/             model.safetensors, tokenizer.model, config.yaml
+
+Whoever makes RUN/STOP ends the run after the current step, with a checkpoint.
 """
 
 import json
@@ -18,10 +21,10 @@ import platform
 import shutil
 import socket
 import sys
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from internevo_engine.config.load import load_config, numeric_differences
 from internevo_engine.config.schema import Config
@@ -29,15 +32,18 @@ from internevo_engine.errors import ConfigError, StorageError
 
 
 def is_finished(config: Config) -> bool:
-    """True where this very run has already ended. Reads only.
+    """True where this very run has already ended, and nothing was asked for beyond that. Reads only.
 
     Raises:
         ConfigError: the folder holds a finished run with other numbers.
     """
     folder = folder_of(config)
-    if _read_state(folder).get("state") != "finished":
+    if config.checkpoint.resume == "never" or _read_state(folder).get("state") != "finished":
         return False
-    differences = numeric_differences(load_config(folder / "config.yaml"), config)
+    old = load_config(folder / "config.yaml")
+    differences = numeric_differences(old, config)
+    if [text.partition(":")[0] for text in differences] == ["run.steps"] and config.run.steps > old.run.steps:
+        return False
     if differences:
         raise ConfigError(
             f"{folder} holds a finished run with other settings ({'; '.join(differences)}); "
@@ -56,27 +62,33 @@ def folder_of(config: Config) -> Path:
 class RunFolder:
     """A folder that this run may write to; made by rank 0 only."""
 
-    def __init__(self, path: Path, files: Mapping[str, str], *, num_steps: int) -> None:
-        """Claim the folder and write `files` into it; what an earlier run left there is moved aside, never deleted.
+    def __init__(self, path: Path, *, num_steps: int, goes_on: bool) -> None:
+        """Claim the folder; what an earlier run left there is moved aside, never deleted.
+
+        Args:
+            goes_on: it holds this very run, to be continued; it may be gone where the checkpoints are elsewhere.
 
         Raises:
-            ConfigError: another process trains there right now.
+            ConfigError: another process trains there right now, or it holds something else.
             StorageError: the folder can't be written.
         """
         self.path = path
-        self.moved_to = _move_aside(path)
+        _refuse_if_in_use(path)
+        self.moved_to = None if goes_on else _move_aside(path)
+        state = _read_state(path)
+        self.run_id: str | None = state.get("id") if goes_on else uuid4().hex
+        self.steps_done: int = state.get("step", 0)
         self._num_steps = num_steps
         try:
-            (path / "log").mkdir(parents=True)
-            self.set_state("running", 0)
-            for name, text in {**files, "environment.json": json.dumps(environment(), indent=2) + "\n"}.items():
-                self.write(name, text)
+            (path / "log").mkdir(parents=True, exist_ok=True)
+            self.set_state("running", self.steps_done)
         except OSError as error:
             raise StorageError(f"{path}: {error.strerror}; choose another folder with run.dir=...") from None
 
     def set_state(self, state: str, step: int) -> None:
         """Record where the run stands; replaced in one move, so that it is never half written."""
         record = {
+            "id": self.run_id,
             "state": state,
             "step": step,
             "steps": self._num_steps,
@@ -90,6 +102,13 @@ class RunFolder:
         partial = self.path / f".{name}.partial"
         partial.write_text(text, encoding="utf-8")
         partial.replace(self.path / name)
+
+    def go_back_to(self, step: int) -> None:
+        """Drop the records of later steps, which are about to be made again."""
+        for path in self.path.glob("*.jsonl"):
+            lines = path.read_bytes().splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
+            self.write(path.name, b"".join(kept).decode())
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -121,9 +140,9 @@ def _read_state(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _move_aside(folder: Path) -> Path | None:
+def _refuse_if_in_use(folder: Path) -> None:
     if not folder.exists() or not any(folder.iterdir()):
-        return None
+        return
     state = _read_state(folder)
     if not state:
         raise ConfigError(f"{folder} is not empty and holds no run; choose another folder with run.dir=...")
@@ -131,6 +150,11 @@ def _move_aside(folder: Path) -> Path | None:
         raise ConfigError(
             f"{folder} is in use: process {state['pid']} trains there; wait for it, or choose another run.dir=..."
         )
+
+
+def _move_aside(folder: Path) -> Path | None:
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
     target = next(path for n in range(1, 10**6) if not (path := folder.with_name(f"{folder.name}.{n}")).exists())
     try:
         shutil.move(folder, target)

@@ -1,6 +1,6 @@
 """loop: a whole training run, from a config to a finished run folder. Every rank calls `train`.
 
-Reads top to bottom: plan, join, data, engine, steps, end. What each part does stands in its own file.
+Reads top to bottom: plan, join, data, engine, resume, steps, end. What each part does stands in its own file.
 """
 
 import time
@@ -11,6 +11,10 @@ from pathlib import Path
 
 import torch
 
+from internevo_engine.checkpoint.remote import open_storage
+from internevo_engine.checkpoint.save import Saver
+from internevo_engine.checkpoint.storage import Storage
+from internevo_engine.checkpoint.view import view_of
 from internevo_engine.config.schema import Config
 from internevo_engine.data.loader import Loader
 from internevo_engine.data.packing import MicroBatch
@@ -21,7 +25,9 @@ from internevo_engine.loop.evaluate import validate
 from internevo_engine.loop.metrics import Meter
 from internevo_engine.loop.recorder import Recorder
 from internevo_engine.loop.report import last_words
-from internevo_engine.loop.stop import StopRequest, stop_on_signal
+from internevo_engine.loop.resume import Cursor, Start, check_settings, resume
+from internevo_engine.loop.run_folder import folder_of
+from internevo_engine.loop.stop import StopRequest, stop_on_request
 from internevo_engine.models.families import parameters
 from internevo_engine.models.initialize import TORCH_DTYPES, build
 from internevo_engine.models.loss import token_loss
@@ -42,7 +48,7 @@ class TrainResult:
 
 
 def train(config: Config, place: Place = ALONE, command: Sequence[str] = ()) -> TrainResult:
-    """Train to the end, or until Ctrl-C; leaves RUN/final either way.
+    """Train to the end, or until asked to stop; leaves a checkpoint and RUN/final either way.
 
     Raises:
         EngineError: see errors.py; nothing that was written before is lost.
@@ -53,14 +59,20 @@ def train(config: Config, place: Place = ALONE, command: Sequence[str] = ()) -> 
     plan = make_plan(config, parameters(config.model), topology)
     check_memory(config, plan)
     torch_device = _use_device(device, place, machine)
+    storage = open_storage(config.checkpoint.dir or str(folder_of(config) / "checkpoints"))
+    goes_on = config.checkpoint.resume == "auto" and bool(storage.steps())
+    if goes_on:
+        check_settings(storage, config, plan)
     with joined(place, device.backend), _memory_named(config, place.rank):
-        recorder = Recorder(config, plan, rank=place.rank, command=command)
-        with recorder.state():
+        recorder = Recorder(config, plan, rank=place.rank, command=command, goes_on=goes_on)
+        with recorder.state(), stop_on_request(recorder.stop_file) as stop:
             communicator = Communicator(place, torch_device, ())
             data = _prepare_data(config, communicator, recorder)
             engine = _build_engine(config, plan, data, place, torch_device, recorder)
-            with stop_on_signal() as stop:
-                interrupted = _steps(config, engine, data, communicator, recorder, stop)
+            start = resume(config, engine, data, storage, communicator, recorder)
+            saver = _saver(config, engine, storage, communicator, recorder, start)
+            tokens, interrupted = _steps(config, engine, data, communicator, recorder, saver, stop, start)
+            saver.save(engine.num_steps_done, Cursor.of(config, plan, data, tokens).as_extra())
             _end(config, engine, data, communicator, recorder, interrupted=interrupted)
     return TrainResult(engine.num_steps_done, interrupted, recorder.path)
 
@@ -99,23 +111,40 @@ def _build_engine(
     )
 
 
+def _saver(
+    config: Config,
+    engine: Engine[MicroBatch],
+    storage: Storage,
+    communicator: Communicator,
+    recorder: Recorder,
+    start: Start,
+) -> Saver:
+    view = view_of(engine.state, engine.plan, communicator.rank)
+    return Saver(
+        storage, view, communicator, run_id=start.run_id, keep=config.checkpoint.keep,
+        rate_mb=config.checkpoint.rate_mb, published_step=start.step or None, say=recorder.say,
+    )  # fmt: skip
+
+
 def _steps(
     config: Config,
     engine: Engine[MicroBatch],
     data: Prepared,
     communicator: Communicator,
     recorder: Recorder,
+    saver: Saver,
     stop: StopRequest,
-) -> bool:
-    """All steps, or as many as until a rank was asked to stop; True if so."""
+    start: Start,
+) -> tuple[int, bool]:
+    """All steps that are left, or as many as until a rank wants to stop; tokens consumed, and whether it did."""
     rank, world = communicator.rank, communicator.world
     meter = Meter(config.model, config.data.seq_len, world, _device_name(communicator.device))
-    loader = Loader(data.train, rank, world, config.data.grad_accum, first_step=0, num_steps=config.run.steps)
-    tokens = 0
+    loader = Loader(data.train, rank, world, config.data.grad_accum, start.step, config.run.steps - start.step)
+    tokens = start.tokens
     with loader, recorder.progress() as bar:
         started = time.perf_counter()
         for micro_batches in loader:
-            result = engine.step(micro_batches, stop=bool(stop))
+            result = engine.step(micro_batches, stop=bool(stop) or saver.has_failed)
             seconds, step = time.perf_counter() - started, engine.num_steps_done
             tokens += result.tokens
             metrics = meter.measure(
@@ -125,16 +154,20 @@ def _steps(
             recorder.step(metrics, engine.state.checksums())
             bar.advance(loss=metrics.loss, tgs=metrics.tgs)
             if result.stop and step < config.run.steps:
-                return True
-            if data.valid is not None and _is_due(step, config):
+                return tokens, True
+            if data.valid is not None and _is_due(step, config.run.valid_every, config):
                 recorder.validation(validate(engine, data.valid, rank=rank, world=world))
+            saver.poll()
+            if _is_due(step, config.checkpoint.every, config):
+                extra = Cursor.of(config, engine.plan, data, tokens).as_extra()
+                saver.save(step, extra, background=config.checkpoint.background)
             started = time.perf_counter()
-    return False
+    return tokens, False
 
 
-def _is_due(step: int, config: Config) -> bool:
-    """A validation is due; the one after the last step belongs to the end."""
-    return config.run.valid_every > 0 and step % config.run.valid_every == 0 and step < config.run.steps
+def _is_due(step: int, every: int, config: Config) -> bool:
+    """What happens every so many steps (0: never) is due; after the last step it belongs to the end."""
+    return every > 0 and step % every == 0 and step < config.run.steps
 
 
 def squared_lengths(batch: MicroBatch) -> int:
@@ -151,13 +184,14 @@ def _end(
     *,
     interrupted: bool,
 ) -> None:
-    """The weights first: nothing that comes later can lose them."""
+    """The checkpoint is published. The weights first: nothing that comes later can lose them."""
     with engine.whole_parameters():
         recorder.write_final(engine.model, data.tokenizer)
     if interrupted:
         recorder.draw()
+        recorder.take_stop_file()
         recorder.set_state("interrupted")
-        recorder.say(f"stopped on request after step {engine.num_steps_done}; the weights are in {recorder.path}/final")
+        recorder.say(f"stopped on request after step {engine.num_steps_done}; the same command goes on from there")
     else:
         if data.valid is not None:
             recorder.validation(validate(engine, data.valid, rank=communicator.rank, world=communicator.world))

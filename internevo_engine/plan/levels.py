@@ -79,6 +79,11 @@ def levels_of(levels: Sequence[Level], states: Sequence[State]) -> tuple[Level, 
     return tuple(level for level in levels if level.state in states and level.state != "R")
 
 
+def is_first_replica(rank: int, levels: Sequence[Level]) -> bool:
+    """Of the ranks that hold the same slices, the one that speaks for all of them."""
+    return all(level.digit(rank) == 0 for level in levels if level.state == "R")
+
+
 def cut(rank: int, levels: Sequence[Level], numel: int) -> tuple[int, int]:
     """(offset, length) of the slice that is left to a rank after cutting `numel` elements along each of the levels.
 

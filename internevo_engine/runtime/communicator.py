@@ -33,7 +33,7 @@ class Communicator:
     def __init__(self, place: Place, device: torch.device, levels: Sequence[Level]) -> None:
         self.rank, self.world, self.device, self.levels = place.rank, place.world, device, tuple(levels)
         lanes: list[tuple[Lane, Level]] = [(lane, level) for level in levels for lane in _lanes_of(level)]
-        self._store = _own_store(place) if self.world > 1 else None
+        self._store = _own_store(place) if self.world > 1 else dist.HashStore()  # pyright: ignore[reportPrivateImportUsage] - documented
         self._num_agreed = 0
         self._groups: dict[tuple[Lane, str], dist.ProcessGroup] = {
             (lane, level.name): _own_group(level.groups(self.world)) for lane, level in lanes
@@ -95,13 +95,26 @@ class Communicator:
 
     def agree(self, name: str, value: str) -> list[str]:
         """What each rank says under `name`, in the order of ranks; every rank asks in the same order."""
-        if self._store is None:
-            return [value]
         self._num_agreed += 1
         key = f"{name}/{self._num_agreed}"  # what was said the last time is still in the store
         with self.peers_named():
             self._store.set(f"{key}/{self.rank}", value)
             return [self._store.get(f"{key}/{rank}").decode() for rank in range(self.world)]
+
+    def post(self, name: str, value: str) -> None:
+        """Pin a note to the board that all ranks see; from any thread, without waiting for anyone."""
+        with self.peers_named():
+            self._store.set(name, value)
+
+    def peek(self, name: str) -> str | None:
+        """A note on the board, or None: not there yet."""
+        with self.peers_named():
+            return self._store.get(name).decode() if self._store.check([name]) else None
+
+    def withdraw(self, name: str) -> None:
+        """Take a note off the board."""
+        with self.peers_named():
+            self._store.delete_key(name)
 
     def close(self) -> None:
         """Drop the groups: one that is alive when Python ends may abort, as its thread frees Python objects."""
@@ -110,9 +123,6 @@ class Communicator:
     @contextmanager
     def rank_0_first(self, name: str) -> Iterator[None]:
         """Run the block on rank 0 before the others, however long it takes there (tokenizing a corpus)."""
-        if self._store is None:
-            yield
-            return
         if self.rank == 0:
             yield
             self._store.set(name, "done")

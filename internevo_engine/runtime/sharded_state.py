@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from internevo_engine._core import Bucket
-from internevo_engine.plan.levels import cut, levels_of
+from internevo_engine.plan.levels import cut, is_first_replica, levels_of
 from internevo_engine.plan.plan import Plan
 from internevo_engine.runtime.communicator import Communicator
 from internevo_engine.runtime.optimizers import Optimizer, Shard
@@ -49,9 +49,16 @@ class ShardedState:
     def checksums(self) -> list[int]:
         """A number for each bucket: its fp32 masters' bits summed as integers, the same for every plan and world."""
         sums = torch.stack([shard.master.view(torch.int32).sum(dtype=torch.int64) for shard in self.shards])
-        replicas = [level for level in self._plan.levels if level.state == "R"]
-        is_first_replica = all(level.digit(self._communicator.rank) == 0 for level in replicas)
-        return self._communicator.sum(sums * is_first_replica).tolist()
+        speaks = is_first_replica(self._communicator.rank, self._plan.levels)
+        return self._communicator.sum(sums * speaks).tolist()
+
+    @torch.no_grad()
+    def adopt_masters(self) -> None:
+        """The masters were replaced on every rank: write them into the parameters of all who hold them."""
+        for shard in self.shards:
+            if shard.param is not None:
+                shard.param.copy_(shard.master)
+        self.refresh()
 
     def refresh(self) -> None:
         """Bring the last update's slices to everyone who holds the parameter; the next step would do it."""

@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from internevo_engine.errors import DONE, INTERRUPTED, LostRankError
+from internevo_engine.errors import DONE, INTERRUPTED, PREEMPTED, LostRankError
 
+ENDED_WELL = (DONE, PREEMPTED, INTERRUPTED)
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 POLL_S = 0.05
 GRACE_S = 5.0
 """Time for the other ranks to say what they saw and to end, before they are ended."""
@@ -50,7 +52,7 @@ def _wait_for_first_failure(ranks: Sequence[subprocess.Popen[bytes]]) -> list[in
     """Ranks that failed first; empty when all ended well."""
     while True:
         codes = [process.poll() for process in ranks]
-        failed = [rank for rank, code in enumerate(codes) if code not in (None, DONE, INTERRUPTED)]
+        failed = [rank for rank, code in enumerate(codes) if code not in (None, *ENDED_WELL)]
         if failed or None not in codes:
             return failed
         time.sleep(POLL_S)
@@ -73,7 +75,7 @@ def _judge(codes: Sequence[int], failed: Sequence[int]) -> int:
         if codes[rank] < 0:
             name = signal.Signals(-codes[rank]).name
             print(f"error: rank {rank} was ended by {name}; its log is in the run folder", file=sys.stderr)
-    causes = [code for code in codes if code > 0 and code not in (LostRankError.exit_code, INTERRUPTED)]
+    causes = [code for code in codes if code > 0 and code not in (LostRankError.exit_code, *ENDED_WELL)]
     return causes[0] if causes else LostRankError.exit_code
 
 
@@ -84,7 +86,7 @@ def _signals_forwarded(ranks: Sequence[subprocess.Popen[bytes]]):
             if process.poll() is None:
                 process.send_signal(number)
 
-    kept = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    kept = {number: signal.signal(number, forward) for number in FORWARDED}
     try:
         yield
     finally:
