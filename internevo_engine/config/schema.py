@@ -26,6 +26,7 @@ trained numbers."""
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -102,22 +103,41 @@ class DataConfig(Section):
     """What is trained on, and how it is cut into micro-batches."""
 
     train: str | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = "random"
-    """'random', 'python-stdlib', or one or several files or folders of text or JSONL, or token folders."""
+    """'random', 'python-stdlib', or one or several files or folders of text, JSONL or parquet, token folders, InternEvo
+    folders, or Megatron files; docs/data.md."""
+    weights: Annotated[tuple[Weight, ...], Field(strict=False)] | None = None
+    """A number for each entry of train: the share of the sequences that it gives; null: each token once an epoch."""
     valid: str | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
     """Held-out corpus, named like train ('python-stdlib-heldout' belongs to 'python-stdlib'); null: no validation."""
     tokenizer: str | None = None
     """'train' (a sentencepiece BPE of model.vocab pieces, trained on the corpus) or the path of a .model file;
     null: train on token files or random tokens only."""
     text_key: str = "text"
-    """Key of the text in each line of a JSONL file."""
+    """Key of the text in each line of a JSONL file or row of a parquet file."""
+    chat: Literal["internlm", "internlm2"] | None = None
+    """Template for records with 'messages' or 'instruction' and 'output', of which only answers are counted in the
+    loss; null: all records are texts."""
     seq_len: Annotated[int, Field(ge=2)] = 2048
     """Longest piece of a document that attends to itself, in tokens."""
     micro_batch: Positive = 1
     """Sequences of seq_len in one micro-batch of one rank; documents are packed into seq_len * micro_batch tokens."""
     grad_accum: Positive = 1
     """Micro-batches of one rank in one step."""
+    pack_sample_into_one: bool = False
+    """Attention and positions run on from a document to the next within a sequence (InternEvo's key); false: each
+    document attends to itself only."""
     cache: str | None = None
     """Folder for tokenizers and token files made from text; null: 'tokens' beside the run folder."""
+
+    @model_validator(mode="after")
+    def _weight_for_each_entry(self) -> "DataConfig":
+        num_entries = 1 if isinstance(self.train, str) else len(self.train)
+        if self.weights is not None and (len(self.weights) != num_entries or self.train == "random"):
+            raise ValueError(
+                f"weights has {len(self.weights)} numbers, train={self.train} has {num_entries} corpora to weigh; "
+                f"give one number for each"
+            )
+        return self
 
 
 class OptimConfig(Section):
