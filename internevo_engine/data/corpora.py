@@ -73,8 +73,9 @@ class TextCorpus:
 
     @property
     def type(self) -> str:
-        """What metrics call it: its own name, without folders and suffix."""
-        return self.name if self.name in NAMED_CORPORA else Path(self.name).absolute().stem
+        """What metrics call it: the name of its file, without suffix, or of its folder."""
+        path = Path(self.name).absolute()
+        return path.stem if path.is_file() else path.name
 
     def pieces(self, piece_bytes: int) -> Iterator["TextPiece"]:
         """The corpus in order, cut into work for several processes; only JSONL is cut inside a file."""
