@@ -23,6 +23,12 @@ def _convert(arguments: Sequence[str]) -> int:
     return convert(arguments)
 
 
+def _data(arguments: Sequence[str]) -> int:
+    from internevo_engine.data.commands import data  # imports numpy and sentencepiece
+
+    return data(arguments)
+
+
 def _show(arguments: Sequence[str]) -> int:
     match arguments:
         case ["program", config, *rest]:
@@ -54,6 +60,7 @@ def _program(config: str, rest: Sequence[str]) -> Program:
 VERBS: Mapping[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "doctor": ("what this machine has, and how to mend what it lacks", _doctor),
     "convert": ("a model to Hugging Face, or from Hugging Face, InternEvo or GGUF", _convert),
+    "data": ("tokens for training: prepare them, look at them, mix them", _data),
     "show": ("the Program of a config, what its step costs, or where two runs part", _show),
 }
 

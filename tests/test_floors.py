@@ -100,6 +100,6 @@ def test_the_core_install_stays_light():
     names = [text.split(">")[0].split("[")[0] for text in project["dependencies"]]
     assert names == ["torch", "numpy", "pydantic", "PyYAML", "rich", "safetensors", "sentencepiece", "matplotlib"]
     extras = project["optional-dependencies"]
-    assert list(extras) == ["flash", "cu12", "hf", "chat", "eval", "track", "dev", "docs"]
+    assert list(extras) == ["flash", "cu12", "parquet", "hf", "chat", "eval", "track", "dev", "docs"]
     text = (ROOT / "docs/install.md").read_text()
     assert all(f"`[{name}]`" in text for name in extras)

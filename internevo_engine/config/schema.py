@@ -1,13 +1,13 @@
 """config: the one list of keys, typed and frozen. What the user asked, and nothing derived from it.
 
-A key stands here only together with the code that obeys it.
+A key stands here only together with the code that obeys it. `model` and `data` are in inputs.
 """
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from internevo_engine.units import divisors, one_of
+from internevo_engine.config.inputs import DataConfig, Fraction, ModelConfig, NonNegative, Positive, Section
 
 FREE_KEYS = (
     "zero.",
@@ -24,101 +24,6 @@ FREE_KEYS = (
 )
 """Where and how to run: keys with these prefixes may change between two starts of the same run. All others shape the
 trained numbers."""
-
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys, wrong types and later changes are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
-
-
-class ModelConfig(Section):
-    """The shape of the decoder; the family decides biases, RoPE base, norm epsilon and initialization."""
-
-    family: Literal["internlm", "internlm2", "internlm3", "llama"]
-    """Row of the family table in models/families.py."""
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Dtype of parameters and computation (the optimizer keeps fp32); auto: bf16 on CUDA, fp32 on CPU."""
-    vocab: Positive
-    """Rows of the embedding and of the head, in tokens."""
-    layers: Positive
-    """Number of decoder layers."""
-    hidden: Positive
-    """Width of the residual stream."""
-    heads: Positive
-    """Number of query heads; the head size is hidden / heads."""
-    kv_heads: Positive | None = None
-    """Number of key and value heads (grouped-query attention); null: as many as heads."""
-    ffn: Positive
-    """Width of the gated feed-forward layer."""
-    rope_base: Annotated[float, Field(gt=0)] | None = None
-    """Base of the rotary embedding; null: the family's."""
-    rope_trained_len: Positive | None = None
-    """Sequence length the RoPE base was trained for, in tokens; beyond it dynamic NTK scaling grows the base."""
-    rope_factor: Annotated[float, Field(ge=1.0)] = 1.0
-    """Scaling factor of dynamic NTK; used only beyond rope_trained_len."""
-    norm_eps: Annotated[float, Field(gt=0)] | None = None
-    """Epsilon of RMSNorm; null: the family's."""
-    norm_head: bool = False
-    """Normalize each row of the head to length 1 before the logits."""
-    tie_embeddings: bool = False
-    """Use the embedding as the head: one [vocab, hidden] parameter instead of two."""
-    embed_grad_scale: Annotated[float, Field(gt=0, le=1.0)] = 1.0
-    """Factor on the embedding's gradient; the forward value is unchanged."""
-    init_std: Annotated[float, Field(gt=0)] | None = None
-    """Standard deviation of initial weights; null: the family's."""
-    scaled_init: bool | None = None
-    """Divide the output projections' deviation by sqrt(2 * layer number); null: the family's."""
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> "ModelConfig":
-        if self.hidden % self.heads:
-            raise ValueError(
-                f"hidden={self.hidden} is not divisible by heads={self.heads}; "
-                f"use hidden={self.hidden // self.heads * self.heads or self.heads} or another heads"
-            )
-        if self.hidden // self.heads % 2:
-            raise ValueError(
-                f"the head size hidden/heads={self.hidden // self.heads} must be even for RoPE; change heads"
-            )
-        if self.heads % self.num_kv_heads:
-            allowed = one_of(divisors(self.heads))
-            raise ValueError(f"kv_heads={self.num_kv_heads} does not divide heads={self.heads}; use {allowed}")
-        return self
-
-    @property
-    def num_kv_heads(self) -> int:
-        return self.kv_heads or self.heads
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden // self.heads
-
-
-class DataConfig(Section):
-    """What is trained on, and how it is cut into micro-batches."""
-
-    train: str | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = "random"
-    """'random', 'python-stdlib', or one or several files or folders of text or JSONL, or token folders."""
-    valid: str | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
-    """Held-out corpus, named like train ('python-stdlib-heldout' belongs to 'python-stdlib'); null: no validation."""
-    tokenizer: str | None = None
-    """'train' (a sentencepiece BPE of model.vocab pieces, trained on the corpus) or the path of a .model file;
-    null: train on token files or random tokens only."""
-    text_key: str = "text"
-    """Key of the text in each line of a JSONL file."""
-    seq_len: Annotated[int, Field(ge=2)] = 2048
-    """Longest piece of a document that attends to itself, in tokens."""
-    micro_batch: Positive = 1
-    """Sequences of seq_len in one micro-batch of one rank; documents are packed into seq_len * micro_batch tokens."""
-    grad_accum: Positive = 1
-    """Micro-batches of one rank in one step."""
-    cache: str | None = None
-    """Folder for tokenizers and token files made from text; null: 'tokens' beside the run folder."""
 
 
 class OptimConfig(Section):

@@ -1,6 +1,7 @@
 """data: the token folder, what text becomes and what training reads. Filled from tokenizers, read by packing.
 
-    NAME/tokens.bin     every document one after the other, as bos, tokens..., eos; raw little-endian
+    NAME/tokens.bin     every document one after the other, as bos, tokens..., eos; raw little-endian. In a signed dtype
+                        a negative value t is token ~t, which the model reads but is not asked to predict
     NAME/index.npy      int64 [D+1], where each of the D documents starts in tokens.bin, and the end of the last
     NAME/manifest.json  sizes, vocabulary, origin and checksums; a Manifest
 
@@ -15,13 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from internevo_engine.data.arrays import Tokens, map_array, map_raw, token_ids
 from internevo_engine.errors import DataError, StorageError
 
 FORMAT_VERSION = 1
@@ -29,8 +31,6 @@ TOKENS, INDEX, MANIFEST = "tokens.bin", "index.npy", "manifest.json"
 
 _NPY_HEADER_BYTES = 128
 """NumPy pads the header of a one-dimensional array to this, whatever its length."""
-
-Tokens = npt.NDArray[np.integer]
 
 
 class Manifest(BaseModel):
@@ -40,8 +40,8 @@ class Manifest(BaseModel):
 
     version: Literal[1]
     """FORMAT_VERSION of the writer."""
-    dtype: Literal["<u2", "<u4"]
-    """Of tokens.bin, as numpy names it."""
+    dtype: Literal["<u2", "<u4", "<i2", "<i4"]
+    """Of tokens.bin, as numpy names it; signed where some tokens are not counted in the loss."""
     vocab: int
     """Token ids are below it."""
     max_token: int
@@ -66,25 +66,25 @@ class TokenFile:
     path: Path
     manifest: Manifest
     tokens: Tokens
-    """[num_tokens], uint16 or uint32."""
+    """[num_tokens] of manifest.dtype."""
     index: npt.NDArray[np.int64]
     """[num_documents + 1]"""
 
     @classmethod
     def open(cls, path: Path, vocab: int) -> "TokenFile":
-        """Map the folder at `path` for a model of `vocab` embedding rows; O(1), whatever its size.
+        """Map the folder at `path` for a model of `vocab` embedding rows; reads the index, not the tokens.
 
         Raises:
-            DataError: a file is missing, of another size than the manifest says, or a token id is not below `vocab`.
+            DataError: a file is missing or of another size than the manifest says, the index leads out of the tokens,
+                or a token id is not below `vocab`.
         """
         manifest = _read_manifest(path)
         dtype = np.dtype(manifest.dtype)
         _check_size(path / TOKENS, manifest.num_tokens * dtype.itemsize)
         _check_size(path / INDEX, _NPY_HEADER_BYTES + 8 * (manifest.num_documents + 1))
-        tokens = (
-            np.asarray(np.memmap(path / TOKENS, dtype=dtype, mode="r")) if manifest.num_tokens else np.empty(0, dtype)
-        )
-        index = np.asarray(np.load(path / INDEX, mmap_mode="r", allow_pickle=False))
+        tokens = map_raw(path / TOKENS, dtype, manifest.num_tokens)
+        index = map_array(path / INDEX)
+        _check_index(path / INDEX, index, manifest)
         token_file = cls(path, manifest, tokens, index)
         token_file._check_vocab(vocab)
         return token_file
@@ -92,6 +92,10 @@ class TokenFile:
     def document(self, number: int) -> Tokens:
         """bos, tokens..., eos of one document; a view."""
         return self.tokens[self.index[number] : self.index[number + 1]]
+
+    def documents(self) -> Iterator[Tokens]:
+        """All of them, in order."""
+        return map(self.document, range(len(self.index) - 1))
 
     def verify(self) -> None:
         """Read everything and compare checksums.
@@ -108,11 +112,12 @@ class TokenFile:
 
     def _check_vocab(self, vocab: int) -> None:
         if self.manifest.max_token >= vocab:
-            position = int(np.argmax(self.tokens >= vocab))
+            position = int(np.argmax(token_ids(self.tokens) >= vocab))
             document = int(np.searchsorted(self.index, position, side="right")) - 1
             raise DataError(
                 f"{self.path}: document {document}, position {position - int(self.index[document])} is token "
-                f"{self.tokens[position]}, model.vocab={vocab}; set model.vocab={self.manifest.vocab} or use other data"
+                f"{token_ids(self.tokens[position])}, model.vocab={vocab}; set model.vocab={self.manifest.vocab} "
+                f"or use other data"
             )
         if self.manifest.vocab > vocab:
             raise DataError(
@@ -124,30 +129,47 @@ class TokenFile:
 class TokenWriter:
     """Appends documents to a token folder that isn't there yet; made by `write_tokens`."""
 
-    def __init__(self, tokens: BinaryIO, vocab: int) -> None:
-        self.dtype = np.dtype("<u2" if vocab <= 1 << 16 else "<u4")
-        self.vocab = vocab
+    def __init__(self, tokens: BinaryIO, vocab: int | None, *, masked: bool) -> None:
+        is_small = vocab is not None and vocab <= 1 << (15 if masked else 16)
+        self.dtype = np.dtype(f"<{'i' if masked else 'u'}{2 if is_small else 4}")
         self.starts = array("q", [0])
         self.num_bytes = 0
         self.max_token = 0
         self._tokens = tokens
+        self._vocab = vocab
+
+    @property
+    def vocab(self) -> int:
+        """As it was said, else the smallest that holds all tokens."""
+        return self.max_token + 1 if self._vocab is None else self._vocab
 
     def add(self, document: Tokens, num_bytes: int) -> None:
-        """Append one document (bos, tokens..., eos) that was `num_bytes` bytes of text."""
-        largest = int(document.max())
-        assert document.min() >= 0, "a token id is negative"
-        assert largest < self.vocab, f"token {largest} is outside the vocabulary of {self.vocab}"
+        """Append one document (bos, tokens..., eos) that was `num_bytes` bytes of text; ~id for a token not counted."""
+        largest, smallest = int(document.max()), int(document.min())
+        assert smallest >= 0 or self.dtype.kind == "i", "a token is masked, but the writer was not told"
+        self.max_token = max(self.max_token, largest, ~smallest)
+        assert self.max_token < self.vocab, f"token {self.max_token} is outside the vocabulary of {self.vocab}"
         self._tokens.write(document.astype(self.dtype).tobytes())
         self.starts.append(self.starts[-1] + len(document))
-        self.max_token = max(self.max_token, largest)
         self.num_bytes += num_bytes
+
+    def append(self, file: TokenFile) -> None:
+        """Append all documents of another folder of the same kind."""
+        assert file.tokens.dtype == self.dtype, f"{file.path} holds {file.tokens.dtype}, not {self.dtype}"
+        self._tokens.write(file.tokens.data)
+        self.starts.extend((file.index[1:] + self.starts[-1]).tolist())
+        self.max_token = max(self.max_token, file.manifest.max_token)
+        self.num_bytes += file.manifest.num_bytes
 
 
 @contextmanager
-def write_tokens(path: Path, vocab: int, *, source: str, tokenizer_sha256: str | None = None) -> Iterator[TokenWriter]:
+def write_tokens(
+    path: Path, vocab: int | None, *, source: str, tokenizer_sha256: str | None = None, masked: bool = False
+) -> Iterator[TokenWriter]:
     """Write the token folder `path`: the block adds documents, its end makes the folder exist; an error leaves nothing.
 
-    Of two writers of one path the first to finish stays, and the other's work is dropped without an error.
+    Of two writers of one path the first to finish stays, and the other's work is dropped without an error. `vocab` is
+    None where the tokenizer isn't known; `masked` lets documents hold tokens that are not counted.
 
     Raises:
         StorageError: the folder can't be written.
@@ -156,7 +178,7 @@ def write_tokens(path: Path, vocab: int, *, source: str, tokenizer_sha256: str |
     try:
         unfinished.mkdir(parents=True)
         with (unfinished / TOKENS).open("wb") as file:
-            writer = TokenWriter(file, vocab)
+            writer = TokenWriter(file, vocab, masked=masked)
             yield writer
             _sync(file)
         _write_index(unfinished, writer)
@@ -200,6 +222,16 @@ def _check_size(path: Path, expected_bytes: int) -> None:
         )
 
 
+def _check_index(path: Path, index: npt.NDArray[Any], manifest: Manifest) -> None:
+    expected = (np.dtype("<i8"), (manifest.num_documents + 1,))
+    if (index.dtype, index.shape) != expected:
+        raise DataError(f"{path} holds {index.dtype}{index.shape}, the manifest says int64{expected[1]}; make it anew")
+    if index[0] != 0 or index[-1] != manifest.num_tokens or (np.diff(index) < 0).any():
+        raise DataError(
+            f"{path} does not rise from 0 to the {manifest.num_tokens} tokens of {TOKENS}; make the folder anew"
+        )
+
+
 def _write_index(folder: Path, writer: TokenWriter) -> None:
     with (folder / INDEX).open("wb") as file:
         np.save(file, np.frombuffer(writer.starts, np.int64).astype("<i8", copy=False))
@@ -209,7 +241,7 @@ def _write_index(folder: Path, writer: TokenWriter) -> None:
 def _write_manifest(folder: Path, writer: TokenWriter, source: str, tokenizer_sha256: str | None) -> None:
     manifest = Manifest(
         version=FORMAT_VERSION,
-        dtype="<u2" if writer.dtype.itemsize == 2 else "<u4",
+        dtype=writer.dtype.str,  # pyright: ignore[reportArgumentType]
         vocab=writer.vocab,
         max_token=writer.max_token,
         num_tokens=writer.starts[-1],

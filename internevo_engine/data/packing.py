@@ -1,26 +1,24 @@
-"""data: from token files to micro-batches. Reads what formats wrote; loader runs it ahead of the training loop.
+"""data: from streams of documents to micro-batches. loader runs it ahead of the training loop.
 
-The documents lie end to end in one long stream of positions: a stored document of L tokens gives L - 1 of them, token
-j as the input and token j + 1 as its label, so no label is wasted. Each epoch cuts the stream every seq_len positions,
-from a place of its own, and shuffles these sequences. A micro-batch is a pack of `micro_batch` of them in a row,
-without a batch dimension. Attention and positions restart at every document and every sequence: such a stretch is a
-piece.
+A micro-batch is a pack of `micro_batch` sequences in a row, without a batch dimension. Attention and positions restart
+at every document and every sequence: such a stretch is a piece. With `pack_sample_into_one` they restart at sequences
+only. A token that is stored as not counted is read like any other, and no label.
 
-Which pack is which is a pure function of (seed, step, number). Nothing has to be saved to resume, nothing has to be
-kept per document or sequence, and the world size decides only who takes which pack.
+Which pack is which is a pure function of (seed, step, number): order decides it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from internevo_engine.data.formats import TokenFile, Tokens
-from internevo_engine.errors import DataError
+from internevo_engine.data.arrays import Tokens
+from internevo_engine.data.formats import TokenFile
+from internevo_engine.data.order import Mixture
+from internevo_engine.data.streams import Stream
 
 IGNORED = -100
 """Label of a position that isn't counted; torch's cross-entropy has the same default."""
@@ -57,90 +55,50 @@ class Corpus(Protocol):
 class PackedCorpus:
     """Documents of one or several token files, packed."""
 
-    def __init__(self, token_files: Sequence[TokenFile], *, seq_len: int, micro_batch: int, seed: int) -> None:
-        """Only the documents' ends are held (8 bytes each); tokens stay on disk.
+    def __init__(
+        self,
+        token_files: Sequence[TokenFile],
+        *,
+        seq_len: int,
+        micro_batch: int,
+        seed: int,
+        weights: Sequence[float] | None = None,
+        pack_sample_into_one: bool = False,
+    ) -> None:
+        """Pack `token_files`: as one stream, or with `weights` each as a stream of its own, mixed by sequences.
 
         Raises:
-            DataError: the token files hold no position at all.
+            DataError: there is no position at all, or a weight is too small to be heard.
         """
-        self._files = tuple(token_files)
-        self._seq_len, self._micro_batch, self._seed = seq_len, micro_batch, seed
-        self._first_document = np.cumsum([0, *(len(file.index) - 1 for file in self._files)])
-        lengths = [np.maximum(np.diff(file.index) - 1, 0) for file in self._files]
-        self._ends = np.cumsum(np.concatenate(lengths))
-        self.num_positions = int(self._ends[-1]) if len(self._ends) else 0
+        groups = [token_files] if weights is None else [[file] for file in token_files]
+        self._streams = [Stream(group, seq_len=seq_len, seed=seed) for group in groups]
+        self._mixture = Mixture.of(weights or [1.0], seed)
+        self._layout = Layout(seq_len, micro_batch, pack_sample_into_one)
+        self.num_positions = sum(stream.num_positions for stream in self._streams)
         """Positions (and so labels) of one epoch, or of one evaluation."""
-        self.num_bytes = sum(file.manifest.num_bytes for file in self._files)
-        """UTF-8 size of the text, for bits per byte."""
-        if not self.num_positions:
-            paths = ", ".join(str(file.path) for file in self._files)
-            raise DataError(f"no tokens to train on in {paths}; add documents")
-        self._sequences_per_epoch = max(1, self.num_positions // seq_len)
+        sizes = [file.manifest.num_bytes for file in token_files]
+        self.num_bytes = sum(sizes) if all(sizes) else 0
+        """UTF-8 size of the text, for bits per byte; 0 where it isn't known."""
 
     def micro_batch(self, step: int, number: int, per_step: int) -> MicroBatch:
-        """See Corpus. An epoch leaves out the tail that doesn't fill a sequence, which is another one each time."""
-        first = (step * per_step + number) * self._micro_batch
-        stretches = [
-            stretch
-            for sequence in range(first, first + self._micro_batch)
-            for stretch in self._stretches(self._begin_of(sequence), self._seq_len)
-        ]
-        return _pack(stretches, self._micro_batch * self._seq_len, self._seq_len)
+        """See Corpus."""
+        first = (step * per_step + number) * self._layout.micro_batch
+        places = map(self._mixture.locate, range(first, first + self._layout.micro_batch))
+        return self._layout.pack([tokens for n, k in places for tokens in self._streams[n].sequence(k)])
 
     @property
     def num_evaluation_packs(self) -> int:
-        return -(-self.num_positions // (self._micro_batch * self._seq_len))
+        return -(-self.num_positions // self._layout.size)
 
     def evaluation_packs(self, rank: int = 0, world: int = 1) -> Iterator[MicroBatch]:
         """Every `world`-th pack from `rank` on; over all ranks each position occurs once, in the stored order.
 
-        The last pack is filled up with token 0 and label IGNORED, in pieces of its own.
+        The last pack is filled up with token 0 and label IGNORED, in pieces of its own. Without weights only.
         """
-        pack_size = self._micro_batch * self._seq_len
-        for begin in range(rank * pack_size, self.num_positions, world * pack_size):
-            length = min(pack_size, self.num_positions - begin)
-            yield _pack(self._stretches(begin, length), pack_size, self._seq_len)
-
-    def _begin_of(self, sequence: int) -> int:
-        """Where in the stream a sequence begins, counted over all epochs."""
-        epoch, slot = divmod(sequence, self._sequences_per_epoch)
-        offset = _draw(self._seed, epoch) % self._seq_len
-        return offset + self._seq_len * shuffled(slot, self._sequences_per_epoch, self._seed, epoch)
-
-    def _stretches(self, begin: int, length: int) -> Iterator[Tokens]:
-        """The documents within `length` positions from `begin` on; n positions are n + 1 tokens, a view of the file.
-
-        The stream is a ring: behind its last document comes the first.
-        """
-        while length:
-            begin %= self.num_positions
-            document = int(np.searchsorted(self._ends, begin, side="right"))
-            count = min(length, int(self._ends[document]) - begin)
-            tokens = self._document(document)
-            first = len(tokens) - 1 - (int(self._ends[document]) - begin)
-            yield tokens[first : first + count + 1]
-            begin, length = begin + count, length - count
-
-    def _document(self, number: int) -> Tokens:
-        file = int(np.searchsorted(self._first_document, number, side="right")) - 1
-        return self._files[file].document(number - int(self._first_document[file]))
-
-
-def shuffled(index: int, count: int, *key: int) -> int:
-    """Where a pseudo-random permutation of range(count) takes `index`; no table, whatever the count.
-
-    A Feistel network on the next power of four, walked along its cycle until it is back in range (Black and Rogaway,
-    "Ciphers with arbitrary finite domains", CT-RSA 2002, method 2).
-    """
-    half = ((count - 1).bit_length() + 1) // 2
-    mask = (1 << half) - 1
-    while True:
-        left, right = index >> half, index & mask
-        for round_number in range(4):
-            left, right = right, left ^ (_draw(*key, round_number, right) & mask)
-        index = left << half | right
-        if index < count:
-            return index
+        (stream,) = self._streams
+        size = self._layout.size
+        for begin in range(rank * size, self.num_positions, world * size):
+            yield self._layout.pack(stream.stretches(begin, min(size, self.num_positions - begin)))
 
 
 class RandomCorpus:
@@ -148,50 +106,65 @@ class RandomCorpus:
 
     def __init__(self, vocab: int, *, seq_len: int, micro_batch: int, seed: int) -> None:
         self._vocab = vocab
-        self._seq_len = seq_len
-        self._pack_size = seq_len * micro_batch
+        self._layout = Layout(seq_len, micro_batch)
         self._seed = seed
 
     def micro_batch(self, step: int, number: int, per_step: int) -> MicroBatch:
         """See Corpus."""
-        draws = _random(self._seed, step * per_step + number, self._pack_size + 1)
-        return _pack([(draws % self._vocab).astype(np.int64)], self._pack_size, self._seq_len)
-
-
-def _draw(*key: int) -> int:
-    """64 pseudo-random bits, a pure function of the key, the same on every machine."""
-    return int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), "little")
+        draws = _random(self._seed, step * per_step + number, self._layout.size + 1)
+        return self._layout.pack([(draws % self._vocab).astype(np.int64)])
 
 
 def _random(seed: int, stream: int, count: int) -> npt.NDArray[np.uint64]:
     return np.random.Philox(np.random.SeedSequence([seed, stream])).random_raw(count)
 
 
-def _pack(stretches: Iterable[Tokens], pack_size: int, seq_len: int) -> MicroBatch:
-    """Lay stretches (n + 1 tokens for n positions) end to end, cut those longer than seq_len, and fill up."""
-    tokens = np.zeros(pack_size, np.int64)
-    labels = np.full(pack_size, IGNORED, np.int64)
-    ends = [0]
-    for stretch in stretches:
-        begin, end = ends[-1], ends[-1] + len(stretch) - 1
-        tokens[begin:end] = stretch[:-1]
-        labels[begin:end] = stretch[1:]
-        ends.append(end)
-    if ends[-1] < pack_size:
-        ends.append(pack_size)
-    cu_seqlens = _cut(np.array(ends), seq_len)
-    positions = np.arange(pack_size) - np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))
-    return MicroBatch(
-        torch.from_numpy(tokens),
-        torch.from_numpy(labels),
-        torch.from_numpy(positions),
-        torch.from_numpy(np.pad(cu_seqlens, (0, pack_size + 1 - len(cu_seqlens)), mode="edge").astype(np.int32)),
-    )
+@dataclass(frozen=True)
+class Layout:
+    """How stretches become a pack of micro_batch * seq_len positions."""
+
+    seq_len: int
+    micro_batch: int
+    pack_sample_into_one: bool = False
+    """Pieces are whole sequences: attention and positions run on from a document to the next."""
+
+    @property
+    def size(self) -> int:
+        return self.seq_len * self.micro_batch
+
+    def pack(self, stretches: Iterable[Tokens]) -> MicroBatch:
+        """Lay stretches (n + 1 tokens for n positions) end to end, cut those longer than seq_len, and fill up."""
+        stretches = list(stretches)
+        ends = np.cumsum([0, *(len(stretch) - 1 for stretch in stretches)])
+        tokens, labels = np.empty(self.size, np.int64), np.empty(self.size, np.int64)
+        np.concatenate([stretch[:-1] for stretch in stretches], out=tokens[: ends[-1]])
+        np.concatenate([stretch[1:] for stretch in stretches], out=labels[: ends[-1]])
+        tokens[ends[-1] :], labels[ends[-1] :] = 0, IGNORED
+        if tokens.min() < 0 or labels.min() < 0:
+            np.bitwise_xor(tokens, tokens >> 63, out=tokens)  # ~t where t is negative
+            labels[labels < 0] = IGNORED
+        if ends[-1] < self.size:
+            ends = np.append(ends, self.size)
+        cu_seqlens = _cut(np.array([0, self.size]) if self.pack_sample_into_one else ends, self.seq_len)
+        return MicroBatch(
+            *map(torch.from_numpy, (tokens, labels, self._positions(cu_seqlens), self._padded(cu_seqlens)))
+        )
+
+    def _positions(self, cu_seqlens: Int64s) -> Int64s:
+        within = np.arange(self.seq_len)
+        return np.concatenate([within[:length] for length in np.diff(cu_seqlens).tolist()])
+
+    def _padded(self, cu_seqlens: Int64s) -> npt.NDArray[np.int32]:
+        padded = np.full(self.size + 1, self.size, np.int32)
+        padded[: len(cu_seqlens)] = cu_seqlens
+        return padded
 
 
 def _cut(ends: Int64s, seq_len: int) -> Int64s:
     """[0, 5, 6], 2 -> [0, 2, 4, 5, 6]: the boundaries of stretches, and those of pieces of seq_len within each."""
     begins, lengths = ends[:-1], np.diff(ends)
+    if lengths.max() <= seq_len:
+        return ends
     num_pieces = -(-lengths // seq_len)
     nth = np.arange(num_pieces.sum()) - np.repeat(np.cumsum(num_pieces) - num_pieces, num_pieces)
     return np.append(np.repeat(begins, num_pieces) + nth * seq_len, ends[-1])

@@ -1,32 +1,33 @@
 """data: from the configuration to corpora that are ready to train on. The loop calls it once, before step 1.
 
-Text is tokenized once and kept in the cache folder under a name made of everything that shapes the result, so a second
-call only opens files. Every entry is renamed into place when it is whole: ranks and hosts may prepare at the same time.
+Text is tokenized once, and tokens of other formats are copied once, and kept in the cache folder under a name made of
+everything that shapes the result, so a second call only opens files. Every entry is renamed into place when it is
+whole: ranks and hosts may prepare at the same time.
 """
 
 import gzip
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from internevo_engine.config.schema import Config
 from internevo_engine.data.corpora import Document, TextCorpus
-from internevo_engine.data.formats import FORMAT_VERSION, TokenFile, is_token_folder, write_tokens
+from internevo_engine.data.formats import FORMAT_VERSION, TokenFile, TokenWriter
+from internevo_engine.data.mixing import split_weights
 from internevo_engine.data.packing import Corpus, PackedCorpus, RandomCorpus
+from internevo_engine.data.shards import write_source
+from internevo_engine.data.sources import Source, TokenFolder, Unready, open_entry
 from internevo_engine.data.tokenizers import TRAINER_SETTINGS, Tokenizer, load_tokenizer, train_tokenizer
 from internevo_engine.errors import DataError
 from internevo_engine.units import format_bytes, format_count, format_seconds
 
-_BATCH_CHARS = 4_000_000
-"""Text handed to the tokenizer at once; its threads share it."""
 _PROGRESS_SECONDS = 10.0
 
 Report = Callable[[str], None]
-Part = TextCorpus | Path
-"""One entry of data.train or data.valid: text to be tokenized, or a ready token folder."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,12 @@ class Prepared:
     """What the loop trains and validates on."""
 
     train: Corpus
-    valid: PackedCorpus | None
-    """None: no validation."""
+    valid: Mapping[str, PackedCorpus]
+    """By type; empty: no validation."""
     tokenizer: Tokenizer | None
     """None: random tokens, or token folders whose tokenizer wasn't given."""
     valid_text: tuple[TextCorpus, ...]
-    """The text behind `valid`, for `gzip_bits_per_byte`; empty where a part of it is a token folder."""
+    """The text behind `valid`, for `gzip_bits_per_byte`; empty where a part of it is tokens or dialogues."""
     digests: Mapping[str, str]
     """SHA-256 of the tokens and document borders of each entry of data.train; empty for random tokens."""
 
@@ -50,12 +51,11 @@ def check_sources(config: Config) -> None:
     Raises:
         DataError: as `prepare`.
     """
-    train = _parts("data.train", config.data.train, config)
-    valid = _parts("data.valid", config.data.valid or (), config)
+    train, valid = _flat(_entries("data.train", config)), _flat(_entries("data.valid", config))
     _refuse_combinations(config, train, valid)
     if config.data.tokenizer not in (None, "train"):
         load_tokenizer(Path(config.data.tokenizer), config.model.vocab)
-    for folder in (part for part in train + valid if isinstance(part, Path)):
+    for folder in (source.path for source in train + valid if isinstance(source, TokenFolder)):
         TokenFile.open(folder, config.model.vocab)
 
 
@@ -68,20 +68,41 @@ def prepare(config: Config, cache: Path, report: Report) -> Prepared:
         DataError: a corpus, the tokenizer or a token folder can't be used, or they don't belong together.
         StorageError: `cache` can't be written.
     """
-    train = _parts("data.train", config.data.train, config)
-    valid = _parts("data.valid", config.data.valid or (), config)
+    entries = _entries("data.train", config)
+    train, valid = _flat(entries), _flat(_entries("data.valid", config))
     _refuse_combinations(config, train, valid)
     tokenizer = _tokenizer(train, config, cache, report)
-    files = {part: _token_file(part, tokenizer, config.model.vocab, cache, report) for part in train + valid}
+    files = {source: _token_file(source, tokenizer, config.model.vocab, cache, report) for source in train + valid}
     _refuse_mixed_tokenizers(files.values(), tokenizer)
-    shape = {"seq_len": config.data.seq_len, "micro_batch": config.data.micro_batch, "seed": config.run.seed}
     return Prepared(
-        train=PackedCorpus([files[p] for p in train], **shape) if train else RandomCorpus(config.model.vocab, **shape),
-        valid=PackedCorpus([files[p] for p in valid], **shape) if valid else None,
+        train=_train_corpus([[files[source] for source in entry] for entry in entries], config),
+        valid=_valid_corpora(valid, files, config),
         tokenizer=tokenizer,
-        valid_text=_texts(valid) if len(_texts(valid)) == len(valid) else (),
-        digests={str(part if isinstance(part, Path) else part.name): _digest(files[part]) for part in train},
+        valid_text=_texts(valid) if len(_texts(valid)) == len(valid) and not config.data.chat else (),
+        digests={source.name: _digest(files[source]) for source in train},
     )
+
+
+def _train_corpus(entries: Sequence[Sequence[TokenFile]], config: Config) -> Corpus:
+    data = config.data
+    shape = {"seq_len": data.seq_len, "micro_batch": data.micro_batch, "seed": config.run.seed}
+    files = [file for entry in entries for file in entry]
+    if not files:
+        return RandomCorpus(config.model.vocab, **shape)
+    weights = data.weights and split_weights(data.weights, entries)
+    return PackedCorpus(files, **shape, weights=weights, pack_sample_into_one=data.pack_sample_into_one)
+
+
+def _valid_corpora(
+    valid: Sequence[Source], files: Mapping[Source, TokenFile], config: Config
+) -> dict[str, PackedCorpus]:
+    data = config.data
+    shape = {"seq_len": data.seq_len, "micro_batch": data.micro_batch, "seed": config.run.seed}
+    by_type: dict[str, list[TokenFile]] = {}
+    for source in valid:
+        by_type.setdefault(source.type, []).append(files[source])
+    settings = {**shape, "pack_sample_into_one": data.pack_sample_into_one}
+    return {kind: PackedCorpus(of_type, **settings) for kind, of_type in by_type.items()}
 
 
 def gzip_bits_per_byte(documents: Iterable[Document]) -> float:
@@ -94,26 +115,29 @@ def gzip_bits_per_byte(documents: Iterable[Document]) -> float:
     return 8 * compressed / raw
 
 
-def _parts(key: str, spec: str | tuple[str, ...], config: Config) -> tuple[Part, ...]:
-    """Empty for random tokens, and for no corpus."""
+def _entries(key: Literal["data.train", "data.valid"], config: Config) -> list[tuple[Source, ...]]:
+    """The sources of each entry; empty for random tokens, and for no corpus."""
+    spec = config.data.train if key == "data.train" else config.data.valid or ()
     names = (spec,) if isinstance(spec, str) else spec
     if names == ("random",):
-        return ()
+        return []
     if "random" in names:
         raise DataError(f"{key}={list(names)} mixes random tokens with a corpus; leave out 'random' or the rest")
-    return tuple(
-        Path(name) if is_token_folder(Path(name)) else TextCorpus.open(name, config.data.text_key) for name in names
-    )
+    return [open_entry(name, config.data.text_key, config.data.chat) for name in names]
 
 
-def _texts(parts: tuple[Part, ...]) -> tuple[TextCorpus, ...]:
-    return tuple(part for part in parts if isinstance(part, TextCorpus))
+def _flat(entries: Iterable[tuple[Source, ...]]) -> tuple[Source, ...]:
+    return tuple(source for entry in entries for source in entry)
 
 
-def _refuse_combinations(config: Config, train: tuple[Part, ...], valid: tuple[Part, ...]) -> None:
+def _texts(sources: Iterable[Source]) -> tuple[TextCorpus, ...]:
+    return tuple(source for source in sources if isinstance(source, TextCorpus))
+
+
+def _refuse_combinations(config: Config, train: tuple[Source, ...], valid: tuple[Source, ...]) -> None:
     data = config.data
-    text = next((part.name for part in _texts(train + valid)), None)
-    folder = next((part for part in train if isinstance(part, Path)), None)
+    text = next((source.name for source in _texts(train + valid)), None)
+    tokens = next((source.name for source in train if not isinstance(source, TextCorpus)), None)
     refused = (
         (
             data.valid is not None and not valid,
@@ -128,8 +152,8 @@ def _refuse_combinations(config: Config, train: tuple[Part, ...], valid: tuple[P
             "data.tokenizer=train needs text, data.train=random has none; set data.tokenizer=null",
         ),
         (
-            data.tokenizer == "train" and folder is not None,
-            f"data.tokenizer=train needs text, but data.train={folder} is tokenized already; "
+            data.tokenizer == "train" and tokens is not None,
+            f"data.tokenizer=train needs text, but data.train={tokens} is tokenized already; "
             f"set data.tokenizer to the .model file it was made with, or to null",
         ),
         (
@@ -142,7 +166,7 @@ def _refuse_combinations(config: Config, train: tuple[Part, ...], valid: tuple[P
             raise DataError(message)
 
 
-def _tokenizer(train: tuple[Part, ...], config: Config, cache: Path, report: Report) -> Tokenizer | None:
+def _tokenizer(train: tuple[Source, ...], config: Config, cache: Path, report: Report) -> Tokenizer | None:
     name, vocab = config.data.tokenizer, config.model.vocab
     if name is None:
         return None
@@ -158,13 +182,13 @@ def _tokenizer(train: tuple[Part, ...], config: Config, cache: Path, report: Rep
     return load_tokenizer(path, vocab)
 
 
-def _token_file(part: Part, tokenizer: Tokenizer | None, vocab: int, cache: Path, report: Report) -> TokenFile:
-    if isinstance(part, Path):
-        return TokenFile.open(part, vocab)
-    assert tokenizer is not None, "text without a tokenizer is refused before"
-    path = cache / f"tokens-{_key([part.fingerprint], tokenizer.sha256, FORMAT_VERSION)}"
+def _token_file(source: Source, tokenizer: Tokenizer | None, vocab: int, cache: Path, report: Report) -> TokenFile:
+    if isinstance(source, TokenFolder):
+        return TokenFile.open(source.path, vocab)
+    made_with = tokenizer.sha256 if tokenizer and source.needs_tokenizer else None
+    path = cache / f"tokens-{_key([source.fingerprint], made_with, FORMAT_VERSION)}"
     if not path.exists():
-        _tokenize(part, tokenizer, path, report)
+        _tokenize(source, tokenizer, path, report)
     return TokenFile.open(path, vocab)
 
 
@@ -180,37 +204,25 @@ def _refuse_mixed_tokenizers(files: Iterable[TokenFile], tokenizer: Tokenizer | 
         )
 
 
-def _tokenize(corpus: TextCorpus, tokenizer: Tokenizer, path: Path, report: Report) -> None:
-    report(f"tokenizing {corpus.name}: {_size([corpus])}")
+def _tokenize(source: Unready, tokenizer: Tokenizer | None, path: Path, report: Report) -> None:
+    doing, done = ("tokenizing", "tokenized") if source.needs_tokenizer else ("copying", "copied")
+    report(f"{doing} {source.name}: {format_bytes(source.num_bytes)}")
     begin = last = time.perf_counter()
-    with write_tokens(path, tokenizer.num_pieces, source=corpus.name, tokenizer_sha256=tokenizer.sha256) as writer:
-        for batch in _batches(corpus.documents()):
-            for text, tokens in zip(batch, tokenizer.encode_documents(batch), strict=True):
-                writer.add(tokens, len(text.encode()))
-            now = time.perf_counter()
-            if now - last > _PROGRESS_SECONDS:
-                last = now
-                report(
-                    f"tokenized {format_bytes(writer.num_bytes)}, {format_bytes(writer.num_bytes / (now - begin))}/s"
-                )
+
+    def told(writer: TokenWriter) -> None:
+        nonlocal last
+        now, num_tokens = time.perf_counter(), writer.starts[-1]
+        if now - last > _PROGRESS_SECONDS:
+            last = now
+            report(f"{done} {format_count(num_tokens)} tokens, {format_count(num_tokens / (now - begin))} tokens/s")
+
+    writer = write_source(source, tokenizer, path, told)
     seconds, num_tokens = time.perf_counter() - begin, writer.starts[-1]
+    size = f", {writer.num_bytes / num_tokens:.2f} bytes each" if writer.num_bytes else ""
     report(
-        f"tokenized {corpus.name} in {format_seconds(seconds)} ({format_bytes(writer.num_bytes / seconds)}/s): "
-        f"{format_count(num_tokens)} tokens, {writer.num_bytes / num_tokens:.2f} bytes each, kept in {path}"
+        f"{done} {source.name} in {format_seconds(seconds)} ({format_count(num_tokens / seconds)} tokens/s): "
+        f"{format_count(num_tokens)} tokens{size}, kept in {path}"
     )
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    num_chars = 0
-    for document in documents:
-        batch.append(document.text)
-        num_chars += len(document.text)
-        if num_chars >= _BATCH_CHARS:
-            yield batch
-            batch, num_chars = [], 0
-    if batch:
-        yield batch
 
 
 def _digest(file: TokenFile) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import sentencepiece
 
-from internevo_engine.data.corpora import Document
+from internevo_engine.data.records import Document
 from internevo_engine.errors import DataError, StorageError
 
 TRAINER_SETTINGS: dict[str, Any] = {
@@ -75,10 +75,16 @@ class Tokenizer:
         """Token ids of `text`, without bos and eos."""
         return [token for ids in self._processor.encode(list(_stretches(text, _ENCODE_CHARS))) for token in ids]
 
-    def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
-        """bos, tokens, eos of each text, int64. All cores work: sentencepiece spreads a list over threads."""
+    def piece_id(self, name: str) -> int | None:
+        """The token of the piece called `name`; None where there is none."""
+        token = self._processor.piece_to_id(name)
+        return None if token == self._processor.unk_id() else token
+
+    def encode_documents(self, texts: Sequence[str], num_threads: int = -1) -> list[npt.NDArray[np.int64]]:
+        """bos, tokens, eos of each text, int64. sentencepiece spreads them over `num_threads`, -1: over all cores."""
         stretches = [list(_stretches(text, _ENCODE_CHARS)) for text in texts]
-        encoded = iter(self._processor.encode([stretch for document in stretches for stretch in document]))
+        flat = [stretch for document in stretches for stretch in document]
+        encoded = iter(self._processor.encode(flat, num_threads=num_threads))
         bos, eos = [self.bos_id], [self.eos_id]
         return [np.concatenate((bos, *islice(encoded, len(document)), eos), dtype=np.int64) for document in stretches]
 

@@ -15,7 +15,7 @@ import torch
 from internevo_engine.config.load import dump_config
 from internevo_engine.config.schema import Config
 from internevo_engine.data.tokenizers import Tokenizer
-from internevo_engine.loop.evaluate import Validation
+from internevo_engine.loop.evaluate import Score, Validation
 from internevo_engine.loop.final import write_final
 from internevo_engine.loop.fingerprint import FILE, Fingerprint, fingerprint
 from internevo_engine.loop.log import Log, StepBar
@@ -118,9 +118,10 @@ class Recorder:
     def validation(self, result: Validation) -> None:
         """Held-out text was read."""
         for sink in self._valid_sinks:
-            sink(result.step, asdict(result))
-        bits = "" if result.bits_per_byte is None else f"  {result.bits_per_byte:.4f} bits per byte"
-        self.say(f"step {result.step}: held-out loss {result.loss:.4f}{bits}  ({result.tokens:,} tokens)")
+            sink(result.step, result.record())
+        self.say(f"step {result.step}: held-out {_as_text(result.overall)}")
+        for kind, score in result.types.items() if len(result.types) > 1 else ():
+            self.say(f"  {kind}: {_as_text(score)}")
 
     def write_final(self, model: torch.nn.Module, tokenizer: Tokenizer | None) -> None:
         """RUN/final: the weights as they are now."""
@@ -167,3 +168,8 @@ class Recorder:
     def set_state(self, state: str) -> None:
         if self._folder is not None:
             self._folder.set_state(state, self.steps_done)
+
+
+def _as_text(score: Score) -> str:
+    bits = "" if score.bits_per_byte is None else f"  {score.bits_per_byte:.4f} bits per byte"
+    return f"loss {score.loss:.4f}{bits}  accuracy {score.accuracy:.1%}  ({score.tokens:,} tokens)"

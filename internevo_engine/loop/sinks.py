@@ -1,12 +1,14 @@
 """loop: where records go. A sink takes (step, record); metrics.jsonl is always there, TensorBoard on request."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from internevo_engine.errors import ConfigError
 
-Record = Mapping[str, float | None]
+Record = Mapping[str, Any]
+"""Numbers, nulls, and mappings of them by name."""
 Sink = Callable[[int, Record], None]
 
 
@@ -37,11 +39,20 @@ def tensorboard() -> Callable[[Path], Sink]:
         writer = SummaryWriter(str(folder))
 
         def write(step: int, record: Record) -> None:
-            for name, value in record.items():
-                if value is not None and name != "step":
+            for name, value in _scalars(record):
+                if name != "step":
                     writer.add_scalar(name, value, step)
             writer.flush()
 
         return write
 
     return open_sink
+
+
+def _scalars(record: Record, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """{"types": {"en": {"loss": 2.0}}} -> "types/en/loss", 2.0."""
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _scalars(value, f"{prefix}{name}/")
+        elif value is not None:
+            yield f"{prefix}{name}", value

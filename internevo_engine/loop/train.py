@@ -155,8 +155,8 @@ def _steps(
             bar.advance(loss=metrics.loss, tgs=metrics.tgs)
             if result.stop and step < config.run.steps:
                 return tokens, True
-            if data.valid is not None and _is_due(step, config.run.valid_every, config):
-                recorder.validation(validate(engine, data.valid, rank=rank, world=world))
+            if data.valid and _is_due(step, config.run.valid_every, config):
+                recorder.validation(validate(engine, data.valid, communicator))
             saver.poll()
             if _is_due(step, config.checkpoint.every, config):
                 extra = Cursor.of(config, engine.plan, data, tokens).as_extra()
@@ -193,8 +193,8 @@ def _end(
         recorder.set_state("interrupted")
         recorder.say(f"stopped on request after step {engine.num_steps_done}; the same command goes on from there")
     else:
-        if data.valid is not None:
-            recorder.validation(validate(engine, data.valid, rank=communicator.rank, world=communicator.world))
+        if data.valid:
+            recorder.validation(validate(engine, data.valid, communicator))
         recorder.draw()
         with engine.whole_parameters():
             recorder.last_words(lambda: last_words(recorder.path, config, engine, data))

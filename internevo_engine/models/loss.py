@@ -54,6 +54,17 @@ def token_loss(decoder: Callable[[Tensor, Tensor, Tensor], Tensor], batch: Packe
     return summed_cross_entropy(logits_PV, batch.labels), (batch.labels != IGNORED).sum()
 
 
+def token_scores(decoder: Callable[[Tensor, Tensor, Tensor], Tensor], batch: PackedBatch) -> Tensor:
+    """Of the counted tokens: cross entropy summed (nats), how many have the largest logit, and how many there are.
+
+    fp64 [3]. For evaluation, outside of the captured step.
+    """
+    logits_PV = decoder(batch.tokens, batch.positions, batch.cu_seqlens)
+    correct = (logits_PV.argmax(dim=-1) == batch.labels).sum()
+    counted = (batch.labels != IGNORED).sum()
+    return torch.stack([summed_cross_entropy(logits_PV, batch.labels).double(), correct.double(), counted.double()])
+
+
 def summed_cross_entropy(logits_PV: Tensor, labels_P: Tensor) -> Tensor:
     """Cross entropy in fp32, a few rows at a time: 16-bit logits are never copied to fp32 as a whole.
 

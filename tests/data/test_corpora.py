@@ -1,6 +1,7 @@
 """Which documents a corpus has, and what is said of one that can't be used."""
 
 import json
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -99,3 +100,33 @@ def test_fingerprint_follows_every_edit_and_the_text_key(tmp_path: Path) -> None
     assert TextCorpus.open(str(tmp_path), "body").fingerprint != before
     path.write_text("two")
     assert TextCorpus.open(str(tmp_path)).fingerprint != before
+
+
+def test_parquet_rows_are_documents_like_lines(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra [parquet] is not installed")
+    from pyarrow import parquet
+
+    table = pyarrow.table({"text": [f"row {n}" for n in range(2000)], "id": list(range(2000))})
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=300)
+    assert texts(tmp_path) == [f"row {n}" for n in range(2000)]
+    assert "a.parquet:1: no key 'body' among ['id', 'text']" in error_of(tmp_path, "body")
+    raw = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(raw[: len(raw) // 2])
+    assert "a.parquet can't be read as parquet" in error_of(tmp_path)
+
+
+def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    assert "parquet needs pyarrow: pip install 'internevo-engine[parquet]'" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 7, 40, 1000])
+def test_pieces_of_a_jsonl_file_hold_every_line_once(tmp_path: Path, piece_bytes: int) -> None:
+    lines = [json.dumps({"text": "é" * n}) for n in range(1, 30)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    (tmp_path / "b.txt").write_text("one")
+    pieces = list(TextCorpus.open(str(tmp_path)).pieces(piece_bytes))
+    assert sum(piece.num_bytes for piece in pieces) == sum(path.stat().st_size for path in tmp_path.iterdir())
+    found = [document.text for piece in pieces for document in piece.documents()]
+    assert found == [*("é" * n for n in range(1, 30)), "one"]

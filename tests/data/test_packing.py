@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from internevo_engine.data.formats import TokenFile, write_tokens
-from internevo_engine.data.packing import IGNORED, Corpus, MicroBatch, PackedCorpus, RandomCorpus, shuffled
+from internevo_engine.data.order import BLOCK, shuffled
+from internevo_engine.data.packing import IGNORED, Corpus, MicroBatch, PackedCorpus, RandomCorpus
 from internevo_engine.errors import DataError
 
 BOS, EOS = 1, 2
@@ -197,3 +198,45 @@ def test_micro_batch_moves_whole() -> None:
 def test_micro_batch_moves_to_cuda() -> None:
     batch = RandomCorpus(50, seq_len=4, micro_batch=1, seed=0).micro_batch(0, 0, 1)
     assert same(batch.to(torch.device("cuda")).to(torch.device("cpu")), batch)
+
+
+def test_tokens_that_are_not_counted_are_read_and_no_label(tmp_path: Path) -> None:
+    with write_tokens(tmp_path / "t", None, source="test", masked=True) as writer:
+        writer.add(np.array([~BOS, ~10, 11, ~0, 12, EOS]), 1)
+    (pack,) = PackedCorpus([TokenFile.open(tmp_path / "t", 20)], seq_len=8, micro_batch=1, seed=0).evaluation_packs()
+    assert pack.tokens.tolist() == [BOS, 10, 11, 0, 12, 0, 0, 0]
+    assert pack.labels.tolist() == [IGNORED, 11, IGNORED, 12, EOS, IGNORED, IGNORED, IGNORED]
+
+
+def test_pack_sample_into_one_restarts_at_sequences_only(tmp_path: Path) -> None:
+    files = [write(tmp_path / "t", make_documents(100, 60))]
+    shape = {"seq_len": 16, "micro_batch": 4, "seed": 7}
+    apart, together = (PackedCorpus(files, **shape, pack_sample_into_one=one) for one in (False, True))
+    num_pieces = 0
+    for step in range(5):
+        a, b = apart.micro_batch(step, 0, 1), together.micro_batch(step, 0, 1)
+        assert torch.equal(a.tokens, b.tokens)
+        assert torch.equal(a.labels, b.labels)
+        check_shape(b, 16, 4)
+        assert boundaries(b).tolist() == [0, 16, 32, 48, 64]
+        num_pieces += len(boundaries(a)) - 1
+    assert num_pieces > 5 * 4
+
+
+def test_weights_mix_sequences_and_know_no_world(tmp_path: Path) -> None:
+    files = [
+        write(tmp_path / name, make_documents(40, 60, first))
+        for name, first in (("a", 3), ("b", 20_000), ("c", 50_000))
+    ]
+    shape = {"seq_len": 16, "micro_batch": 4, "seed": 7, "weights": [1.0, 2.0, 5.0]}
+    corpus, other = PackedCorpus(files, **shape), PackedCorpus(files, **shape)
+    straight = [corpus.micro_batch(0, number, BLOCK) for number in range(BLOCK // 4)]
+    borders = torch.tensor([20_000, 50_000])
+    largest = torch.cat([pack.tokens.view(4, 16).amax(1) for pack in straight])
+    assert torch.bucketize(largest, borders, right=True).bincount().tolist() == [BLOCK // 8, BLOCK // 4, BLOCK * 5 // 8]
+    for step, number in ((9, 3), (0, 0), (4, 1)):
+        assert same(other.micro_batch(step, number, 4), straight[step * 4 + number])
+    known = {pair for file in files for pair in pairs_of([document.tolist() for document in file.documents()])}
+    for pack in straight[:20]:
+        check_shape(pack, 16, 4)
+        assert set(pairs([pack])) <= known

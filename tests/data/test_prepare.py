@@ -1,18 +1,24 @@
 """Preparing is done once, is safe to do at the same time, and refuses what doesn't belong together."""
 
+import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
+from pydantic import ValidationError
 
 from internevo_engine.config.schema import Config
 from internevo_engine.data.corpora import Document
-from internevo_engine.data.formats import write_tokens
+from internevo_engine.data.formats import TokenFile, write_tokens
+from internevo_engine.data.internevo import write_internevo
+from internevo_engine.data.mixing import split_weights
 from internevo_engine.data.packing import RandomCorpus
 from internevo_engine.data.prepare import Prepared, gzip_bits_per_byte, prepare
+from internevo_engine.data.tokenizers import TRAINER_SETTINGS
 from internevo_engine.errors import DataError
 
 VOCAB = 400
@@ -70,11 +76,11 @@ def test_text_becomes_corpora_and_the_second_call_only_opens(text: str, valid: s
     assert said_again == []
     for step in (0, 5):
         assert torch.equal(first.train.micro_batch(step, 0, 1).tokens, second.train.micro_batch(step, 0, 1).tokens)
-    assert first.valid is not None
     assert first.tokenizer is not None
-    labels = torch.cat([pack.labels for pack in first.valid.evaluation_packs()])
+    assert list(first.valid) == ["valid"]
+    labels = torch.cat([pack.labels for pack in first.valid["valid"].evaluation_packs()])
     assert first.tokenizer.decode(labels[labels >= 0].tolist()) == Path(valid).read_text()
-    assert first.valid.num_bytes == len(Path(valid).read_bytes())
+    assert first.valid["valid"].num_bytes == len(Path(valid).read_bytes())
     assert [document.text for corpus in first.valid_text for document in corpus.documents()] == [
         Path(valid).read_text()
     ]
@@ -104,7 +110,7 @@ def test_hosts_that_prepare_at_the_same_time_get_the_same(text: str, cache: Path
 def test_random_needs_nothing(cache: Path) -> None:
     prepared, said = run(make_config(train="random"), cache)
     assert isinstance(prepared.train, RandomCorpus)
-    assert (prepared.valid, prepared.tokenizer, prepared.valid_text, said) == (None, None, (), [])
+    assert (prepared.valid, prepared.tokenizer, prepared.valid_text, said) == ({}, None, (), [])
     assert not cache.exists()
 
 
@@ -115,7 +121,7 @@ def test_token_folders_are_used_as_they_are(text: str, valid: str, tmp_path: Pat
     ready, said = run(make_config(train=(folder,), valid=folder), cache)
     assert said == []
     assert ready.tokenizer is None
-    assert ready.valid is not None
+    assert list(ready.valid) == [Path(folder).name]
     mixed, _ = run(make_config(train=(folder, text), tokenizer=str(made.tokenizer.path)), cache)
     assert mixed.tokenizer is not None
     assert mixed.tokenizer.sha256 == made.tokenizer.sha256
@@ -159,3 +165,57 @@ def test_gzip_counts_each_document_on_its_own() -> None:
     alone = gzip_bits_per_byte([document])
     assert gzip_bits_per_byte([document, document]) == pytest.approx(alone)
     assert alone < 8
+
+
+def test_tokens_of_other_formats_are_copied_once_and_keep_their_types(tmp_path: Path, cache: Path) -> None:
+    for kind, ids in (("en", [1, ~5, 6, 2]), ("cn", [1, 7, 2])):
+        (tmp_path / "evo" / kind).mkdir(parents=True)
+        write_internevo(tmp_path / "evo" / kind / "x.bin", [np.array(ids)] * 5)
+    config = make_config(train=str(tmp_path / "evo"), valid=str(tmp_path / "evo"))
+    prepared, said = run(config, cache)
+    assert [line.split()[0] for line in said] == ["copying", "copied"] * 2
+    assert list(prepared.valid) == ["cn", "en"]
+    assert [corpus.num_positions for corpus in prepared.valid.values()] == [10, 15]
+    assert run(config, cache)[1] == []
+    assert "token 7, model.vocab=7; set model.vocab=8" in error_of(make_config(train=config.data.train, vocab=7), cache)
+
+
+def test_dialogues_train_with_a_template_only(text: str, tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "chat.jsonl").write_text('{"instruction": "Say a.", "output": "aaaa"}\n')
+    marked = {**TRAINER_SETTINGS, "control_symbols": ["<|im_start|>", "<|im_end|>"]}
+    model = io.BytesIO()
+    sentences = iter([path.read_text() for path in Path(text).iterdir()])
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=sentences, model_writer=model, vocab_size=VOCAB, **marked
+    )
+    (tmp_path / "chat.model").write_bytes(model.getvalue())
+    shape = {"train": str(tmp_path / "chat.jsonl"), "tokenizer": str(tmp_path / "chat.model")}
+    assert "no key 'text' among" in error_of(make_config(**shape), cache)
+    prepared, _ = run(make_config(**shape, chat="internlm2", seq_len=64), cache)
+    assert prepared.tokenizer is not None
+    batch = prepared.train.micro_batch(0, 0, 1)
+    answer = set(prepared.tokenizer.encode("aaaa")) | {prepared.tokenizer.piece_id("<|im_end|>")}
+    assert set(batch.labels[batch.labels >= 0].tolist()) == answer
+
+
+@pytest.mark.parametrize(
+    ("train", "weights", "message"),
+    [
+        (("a", "b"), [1.0], r"weights has 1 numbers, train=.* has 2 corpora"),
+        ("random", [1.0], "weights has 1 numbers, train=random"),
+        (("a", "b"), [1.0, 0.0], "greater than 0"),
+        (("a", "b"), [1.0, float("inf")], "finite"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(train: object, weights: list[float], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        make_config(train=train, weights=weights)
+
+
+def test_types_of_an_entry_share_its_weight_by_their_tokens(tmp_path: Path) -> None:
+    files = []
+    for name, count in (("a", 30), ("b", 10), ("c", 7)):
+        with write_tokens(tmp_path / name, 300, source="test") as writer:
+            writer.add(np.full(count, 5), num_bytes=1)
+        files.append(TokenFile.open(tmp_path / name, 300))
+    assert split_weights([4.0, 1.0], [files[:2], files[2:]]) == [3.0, 1.0, 1.0]

@@ -9,7 +9,7 @@ from torch import Tensor
 import internevo_engine.models.loss as loss_module
 from internevo_engine.config.schema import ModelConfig
 from internevo_engine.models.initialize import build
-from internevo_engine.models.loss import summed_cross_entropy, token_loss
+from internevo_engine.models.loss import summed_cross_entropy, token_loss, token_scores
 
 
 @dataclass(frozen=True)
@@ -78,3 +78,11 @@ def test_16_bit_logits_are_summed_in_fp32() -> None:
     expected = F.cross_entropy(logits.double(), labels, reduction="sum").item()
     assert summed_cross_entropy(logits, labels).item() == pytest.approx(expected, rel=1e-6)
     assert F.cross_entropy(logits, labels, reduction="sum").item() != pytest.approx(expected, rel=1e-4)
+
+
+def test_scores_are_loss_hits_and_count_of_the_counted_tokens() -> None:
+    labels = torch.tensor([3, -100, 1, 0])
+    logits = torch.eye(4)[[3, 2, 0, 0]] * 5
+    scores = token_scores(lambda tokens, positions, cu_seqlens: logits, batch(labels))
+    losses = -torch.log_softmax(logits, 1)[[0, 2, 3], labels[labels >= 0]]
+    assert scores.tolist() == pytest.approx([losses.sum().item(), 2, 3])
