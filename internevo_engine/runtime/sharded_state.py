@@ -6,12 +6,14 @@ They are the persistent buffers of the Program: `param[b]` (or `pshard[b]`, wher
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 
 from internevo_engine._core import Bucket
 from internevo_engine.plan.levels import cut, levels_of
 from internevo_engine.plan.plan import Plan
+from internevo_engine.plan.reduction import num_sums
 from internevo_engine.runtime.communicator import Communicator
 from internevo_engine.runtime.optimizers import Optimizer, Shard
 
@@ -26,12 +28,10 @@ class ShardedState:
         self._parameters, self._plan, self._communicator = tuple(parameters), plan, communicator
         self._param_levels = levels_of(plan.levels, ["P"])
         self._refresh_levels = levels_of(plan.levels, ["G", "OS"])
-        device = parameters[0].device
         self.held = [self._take_over(bucket) for bucket in plan.buckets]
         """param[b] where parameters are whole, else pshard[b]."""
-        shards = plan.sizes.summed(plan.config.comm.reduction)
-        self.sums = [torch.zeros(b.numel // shards, dtype=torch.float32, device=device) for b in plan.buckets]
-        """gsum[b]"""
+        *self.partial_sums, self.sums = self._zero_sums(parameters[0].device)
+        """gsum[b]; before it, for each j, gsum[b].j"""
         self.shards = [
             self._shard(held, bucket, optimizer) for held, bucket in zip(self.held, plan.buckets, strict=True)
         ]
@@ -41,7 +41,8 @@ class ShardedState:
     def num_bytes(self) -> int:
         """Bytes of P, G and OS on this rank, over live storages; a master that is the parameter itself counts once."""
         storages = {}
-        for tensor in [*self.held, *self.sums, *(t for shard in self.shards for t in (shard.master, *shard.states))]:
+        states = (t for shard in self.shards for t in (shard.master, *shard.states))
+        for tensor in chain(self.held, *self.partial_sums, self.sums, states):
             storage = tensor.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
         return sum(storages.values())
@@ -90,6 +91,14 @@ class ShardedState:
             self._parameters[index].data = first.new_empty(0)
         offset, length = cut(self._communicator.rank, self._param_levels, bucket.numel)
         return flat.narrow(0, offset, length).clone()
+
+    def _zero_sums(self, device: torch.device) -> list[list[torch.Tensor]]:
+        plan = self._plan
+        shards, buckets = plan.sizes.summed(plan.mode), plan.buckets
+        return [
+            [torch.zeros(bucket.numel // shards, dtype=torch.float32, device=device) for bucket in buckets]
+            for _ in range(num_sums(plan.mode, plan.config.grad_accum))
+        ]
 
     def _show(self, flat: torch.Tensor, bucket: Bucket) -> None:
         for index, offset in zip(bucket.params, bucket.offsets, strict=True):
