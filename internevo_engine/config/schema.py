@@ -250,7 +250,7 @@ class RunConfig(Section):
     world_invariant: bool = False
     """Equal bits for any number of ranks at the same global batch, too. Implies comm.reduction=ordered, and adds
     micro-batches in a fixed tree as well: one more copy of the summed gradients for every doubling of data.grad_accum.
-    Ranks and data.grad_accum must be powers of two, comm.wire fp32."""
+    Ranks and data.grad_accum must be powers of two, comm.wire fp32; on CPU a rank computes with one thread."""
     valid_every: NonNegative = 0
     """Steps between two validations; 0: only at the end."""
     tensorboard: bool = False

@@ -183,7 +183,7 @@ class _Trial:
         numel = max(num_bytes // 4 // level.size, 1)
         numel -= numel % MOST_PIECES if numel > MOST_PIECES else 0
         whole, part = torch.zeros(numel * level.size, device=device), torch.zeros(numel, device=device)
-        transfers = Transfers(self._group, self._table(pieces), TORCH_DTYPES[self._comm.wire])
+        transfers = Transfers(self._group, self._table(pieces), self._wire)
         run = {
             "all_gather": lambda: transfers.all_gather(whole, part),
             "reduce_scatter": lambda: transfers.reduce_scatter(part, whole),
