@@ -6,6 +6,7 @@ They are the persistent buffers of the Program: `param[b]` (or `pshard[b]`, wher
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 
 import torch
@@ -16,6 +17,14 @@ from internevo_engine.plan.plan import Plan
 from internevo_engine.plan.reduction import num_sums
 from internevo_engine.runtime.communicator import Communicator
 from internevo_engine.runtime.optimizers import Optimizer, Shard
+
+
+@dataclass(frozen=True)
+class Checksums:
+    """Bits of fp32 numbers, summed as integers over all ranks; one sum for each bucket."""
+
+    gradients: list[int]
+    weights: list[int]
 
 
 class ShardedState:
@@ -47,12 +56,17 @@ class ShardedState:
             storages[storage.data_ptr()] = storage.nbytes()
         return sum(storages.values())
 
-    def checksums(self) -> list[int]:
-        """A number for each bucket: its fp32 masters' bits summed as integers, the same for every plan and world."""
-        sums = torch.stack([shard.master.view(torch.int32).sum(dtype=torch.int64) for shard in self.shards])
+    def checksums(self) -> Checksums:
+        """Of gradients and weights as the last step has left them; a collective.
+
+        Equal bits give equal numbers, for every plan and world; but in mode `fast` a gradient is what each rank has
+        added up, not yet the sum of all ranks.
+        """
         replicas = [level for level in self._plan.levels if level.state == "R"]
         is_first_replica = all(level.digit(self._communicator.rank) == 0 for level in replicas)
-        return self._communicator.sum(sums * is_first_replica).tolist()
+        gradients = _bit_sums(self.sums) * (is_first_replica or self._plan.mode == "fast")
+        weights = _bit_sums([shard.master for shard in self.shards]) * is_first_replica
+        return Checksums(*self._communicator.sum(torch.stack([gradients, weights])).tolist())
 
     def refresh(self) -> None:
         """Bring the last update's slices to everyone who holds the parameter; the next step would do it."""
@@ -118,3 +132,8 @@ class ShardedState:
         states = tuple(torch.zeros_like(master) for _ in optimizer.states)
         decayed = min(max(bucket.decayed_numel - begin, 0), length)
         return Shard(master, states, None if is_own_master else own, decayed)
+
+
+def _bit_sums(flats: Sequence[torch.Tensor]) -> torch.Tensor:
+    """[buckets] int64"""
+    return torch.stack([flat.view(torch.int32).sum(dtype=torch.int64) for flat in flats])
