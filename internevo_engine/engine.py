@@ -94,6 +94,7 @@ class Engine(Generic[B]):
         *,
         steps: int,
         grad_accum: int = 1,
+        world_invariant: bool = False,
         optim: OptimConfig | Keys | None = None,
         zero: ZeroConfig | Keys | None = None,
         comm: CommConfig | Keys | None = None,
@@ -112,6 +113,8 @@ class Engine(Generic[B]):
                 which counts as 1 whatever the batch holds.
             steps: updates that the learning-rate schedule is made for.
             grad_accum: micro-batches of this rank in one step.
+            world_invariant: see RunConfig; rank r of W must take micro-batch m * W + r of a step as its m-th, and every
+                rank compute with equally many threads.
             optim, zero, comm, graph: sections of config/schema.py, as objects or by their keys.
             place: where this rank stands; None: as the default process group of torch.distributed and the launcher say,
                 alone where there is no group.
@@ -124,7 +127,7 @@ class Engine(Generic[B]):
         """
         sections = {"optim": optim, "zero": zero, "comm": comm, "graph": graph}
         given = {name: section for name, section in sections.items() if section is not None}
-        config = step_config(steps=steps, grad_accum=grad_accum, **given)
+        config = step_config(steps=steps, grad_accum=grad_accum, world_invariant=world_invariant, **given)
         load_extension()
         place = place or default_place()
         device, dtype = place_of(model)

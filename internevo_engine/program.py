@@ -28,7 +28,7 @@ from typing import Literal, TypeVar, get_args
 Name = TypeVar("Name", bound=str)
 Lane = Literal["compute", "gather", "near", "far", "optimizer", "host"]
 Kind = Literal["gather", "refresh", "compute", "pack", "reduce", "accumulate", "norm", "update", "free"]
-Mode = Literal["fast", "ordered"]
+Mode = Literal["fast", "ordered", "invariant"]
 State = Literal["P", "G", "OS", "R"]
 Link = Literal["near", "far"]
 
@@ -138,7 +138,8 @@ class Program:
     world: int
     micro_batches: int
     mode: Mode
-    """'ordered': every micro-batch is reduced over all levels before it is accumulated."""
+    """'ordered': every micro-batch is reduced over all levels before it is accumulated; 'invariant': and accumulated
+    in a binary tree, in partial sums gsum[0].0, .1 ... of 1, 2 ... micro-batches (csrc/core/layout.h)."""
     param_bytes: int
     """Bytes of one parameter element in the compute dtype."""
     wire_bytes: int

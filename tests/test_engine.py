@@ -3,8 +3,8 @@
 Documents of very different lengths; the plain loop runs each on its own, unpacked, and adds up the loss.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -27,15 +27,18 @@ from internevo_engine.models.attention import pad_pieces
 from internevo_engine.models.families import parameters
 from internevo_engine.models.initialize import build
 from internevo_engine.models.loss import token_loss
+from internevo_engine.plan.levels import cut, levels_of
 from internevo_engine.plan.plan import make_plan
 from internevo_engine.plan.topology import Topology
 from internevo_engine.runtime.launch import ALONE, Place
+from internevo_engine.runtime.optimizers import OPTIMIZERS
 from tests.ranks import run_ranks
 
 VOCAB, SEQ_LEN, STEPS, SEED = 61, 64, 50, 3
 MICRO_BATCHES = 4
 LENGTHS = ((64,), (1, 40, 2, 21), (7, 7, 50), (33, 31))
-"""Document lengths of the micro-batches of one step; each fills 64 tokens."""
+"""Document lengths of the micro-batches of one step, over and over; each fills 64 tokens."""
+SHAPE = {"family": "internlm", "vocab": VOCAB, "layers": 2, "hidden": 32, "heads": 4, "kv_heads": 2, "ffn": 48}
 
 
 Sizes = tuple[int, int, int]
@@ -50,26 +53,28 @@ def config(
     micro_batch: int = 1,
     bucket_mb: float = 0.05,
     tied: bool = False,
+    shape: Mapping[str, object] = SHAPE,
+    steps: int = STEPS,
+    world_invariant: bool = False,
     **comm: object,
 ) -> Config:
-    shape = {"layers": 2, "hidden": 32, "heads": 4, "kv_heads": 2, "ffn": 48, "init_std": 0.1}
     return Config(
-        model=ModelConfig(family="internlm", vocab=VOCAB, tie_embeddings=tied, **shape),
+        model=ModelConfig(init_std=0.1, tie_embeddings=tied, **shape),
         data=DataConfig(seq_len=SEQ_LEN, micro_batch=micro_batch, grad_accum=grad_accum),
         optim=OptimConfig(lr=1e-3, eta_min=1e-4, warmup_ratio=0.1),
         zero=ZeroConfig(param=sizes[0], grad=sizes[1], optim=sizes[2]),
         comm=CommConfig(bucket_mb=bucket_mb, **comm),
         graph=GraphConfig(mode=mode, compile="eager"),
-        run=RunConfig(steps=STEPS, seed=SEED),
+        run=RunConfig(steps=steps, seed=SEED, world_invariant=world_invariant),
     )
 
 
-def documents(step: int, number: int) -> Iterator[torch.Tensor]:
+def documents(step: int, number: int, vocab: int = VOCAB) -> Iterator[torch.Tensor]:
     """Learnable text: each document counts in steps of its own through the vocabulary."""
     generator = torch.Generator().manual_seed(1000 * step + number)
-    for length in LENGTHS[number]:
-        start, stride = torch.randint(0, VOCAB, (2,), generator=generator).tolist()
-        yield (start + (stride % 2 + 1) * torch.arange(length + 1)) % VOCAB
+    for length in LENGTHS[number % len(LENGTHS)]:
+        start, stride = torch.randint(0, vocab, (2,), generator=generator).tolist()
+        yield (start + (stride % 2 + 1) * torch.arange(length + 1)) % vocab
 
 
 def pack(texts: list[torch.Tensor]) -> MicroBatch:
@@ -92,9 +97,11 @@ class Outcome:
     losses: list[float]
     norms: list[float]
     weights: dict[str, torch.Tensor]
+    states: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Of the optimizer, whole: 'exp_avg norm.weight'."""
 
 
-def plain_loop(cfg: Config) -> Outcome:
+def plain_loop(cfg: Config, micro_batches: int = MICRO_BATCHES) -> Outcome:
     """Autograd, torch.optim.AdamW, clip_grad_norm_; one document at a time."""
     model = model_of(cfg)
     matrices = [p for p in model.parameters() if p.dim() > 1]
@@ -103,8 +110,8 @@ def plain_loop(cfg: Config) -> Outcome:
     groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
     losses, norms = [], []
-    for step in range(STEPS):
-        texts = [text for number in range(MICRO_BATCHES) for text in documents(step, number)]
+    for step in range(cfg.run.steps):
+        texts = [text for number in range(micro_batches) for text in documents(step, number, cfg.model.vocab)]
         adamw.zero_grad()
         total, count = 0.0, sum(len(text) - 1 for text in texts)
         for text in texts:
@@ -115,7 +122,7 @@ def plain_loop(cfg: Config) -> Outcome:
             total += loss.item()
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip).item())
         losses.append(total)
-        set_rate(adamw, step, optim)
+        set_rate(adamw, step, cfg)
         adamw.step()
     return Outcome(losses, norms, {name: p.detach().clone() for name, p in model.named_parameters()})
 
@@ -127,22 +134,49 @@ def engine_of(place: Place, cfg: Config, ranks_per_host: int | None = None) -> E
 
 
 def engine_loop(
-    place: Place, cfg: Config, *, merged: bool = False, ranks_per_host: int | None = None, steps: int = STEPS
+    place: Place,
+    cfg: Config,
+    *,
+    merged: bool = False,
+    ranks_per_host: int | None = None,
+    steps: int = STEPS,
+    watch: Callable[[Engine[MicroBatch]], None] = lambda engine: None,
 ) -> Outcome:
+    """Train, and let `watch` look after every step."""
     torch.manual_seed(place.rank)  # nothing may depend on it
     engine = engine_of(place, cfg, ranks_per_host)
     losses, norms = [], []
     for step in range(steps):
-        numbers = range(place.rank, MICRO_BATCHES, place.world)
-        texts = [list(documents(step, number)) for number in numbers]
-        batches = [pack([t for ts in texts for t in ts])] if merged else [pack(ts) for ts in texts]
-        result = engine.step(batches)
+        result = engine.step(micro_batches_of(place, cfg, step, merged=merged))
         losses.append(result.loss)
         norms.append(result.grad_norm)
+        watch(engine)
     with engine.whole_parameters():
         weights = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
+    outcome = Outcome(losses, norms, weights, whole_states(engine))
     engine.close()
-    return Outcome(losses, norms, weights)
+    return outcome
+
+
+def micro_batches_of(place: Place, cfg: Config, step: int, *, merged: bool = False) -> list[MicroBatch]:
+    numbers = range(place.rank, cfg.data.grad_accum * cfg.data.micro_batch * place.world, place.world)
+    texts = [list(documents(step, number, cfg.model.vocab)) for number in numbers]
+    return [pack([t for ts in texts for t in ts])] if merged else [pack(ts) for ts in texts]
+
+
+def whole_states(engine: Engine[MicroBatch]) -> dict[str, torch.Tensor]:
+    """Every parameter's optimizer states, put together from their owners."""
+    plan, communicator = engine.plan, engine._communicator
+    cuts = levels_of(plan.levels, ["P", "G", "OS"])
+    states = {}
+    for shard, bucket in zip(engine.state.shards, plan.buckets, strict=True):
+        for name, own in zip(OPTIMIZERS[plan.config.optim.name].states, shard.states, strict=True):
+            flat = torch.empty(bucket.numel)
+            flat.narrow(0, *cut(communicator.rank, cuts, bucket.numel)).copy_(own)
+            communicator.fill(flat, cuts)
+            for index, offset in zip(bucket.params, bucket.offsets, strict=True):
+                states[f"{name} {plan.params[index].name}"] = flat[offset:][: plan.params[index].numel].clone()
+    return states
 
 
 @pytest.fixture(scope="module")
@@ -235,9 +269,10 @@ def test_hooks_refuse_what_only_a_captured_step_can_do(keys, named):
         make_plan(cfg, parameters(cfg.model), Topology(2, 2, "cpu"))
 
 
-def set_rate(adamw: torch.optim.Optimizer, step: int, optim: OptimConfig) -> None:
-    """The schedule written out once more: linear over 5 steps, then cosine that ends at eta_min with the last step."""
-    progress = torch.tensor((step - 4) / (STEPS - 5), dtype=torch.float64)
+def set_rate(adamw: torch.optim.Optimizer, step: int, cfg: Config) -> None:
+    """The schedule written out once more: linear over a tenth of the steps, then cosine to eta_min at the last step."""
+    optim, warmup = cfg.optim, cfg.run.steps // 10
+    progress = torch.tensor((step + 1 - warmup) / (cfg.run.steps - warmup), dtype=torch.float64)
     cosine = optim.eta_min + (optim.lr - optim.eta_min) * (1 + torch.cos(torch.pi * progress).item()) / 2
     for group in adamw.param_groups:
-        group["lr"] = optim.lr * (step + 1) / 5 if step < 5 else cosine
+        group["lr"] = optim.lr * (step + 1) / warmup if step < warmup else cosine

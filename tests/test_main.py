@@ -60,10 +60,10 @@ def test_show_diff_names_the_first_step_and_bucket(tiny: Tiny, capsys):
     assert capsys.readouterr().out == "6 steps are equal, bit for bit\n"
     lines = (other / "fingerprint.jsonl").read_text().splitlines()
     record = json.loads(lines[3])
-    record["buckets"][2] = "00000000"
+    record["weights"][2] = "00000000"
     (other / "fingerprint.jsonl").write_text("\n".join([*lines[:3], json.dumps(record), *lines[4:]]) + "\n")
     assert main(["show", "diff", str(tiny.run), str(other)]) == 0
-    assert capsys.readouterr().out.startswith("the runs part at step 4: bucket 2 (")
+    assert capsys.readouterr().out.startswith("the runs part at step 4: weights of bucket 2 (")
 
 
 def test_two_plans_of_one_run_have_one_fingerprint(tiny: Tiny, capsys):
@@ -80,6 +80,16 @@ def test_two_plans_of_one_run_have_one_fingerprint(tiny: Tiny, capsys):
         ]
         subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
     assert main(["show", "diff", f"{tiny.folder}/a", f"{tiny.folder}/b"]) == 0
+    assert "6 steps are equal, bit for bit" in capsys.readouterr().out
+
+
+def test_two_worlds_of_one_run_have_one_fingerprint(tiny: Tiny, capsys):
+    keys = [tiny.config, "run.world_invariant=true", "comm.bucket_mb=0.02", "zero.param=world", "zero.grad=world"]
+    for world in (1, 2):
+        shape = [f"launch.nproc={world}", f"data.grad_accum={4 // world}", f"run.dir={tiny.folder}/{world}"]
+        command = [sys.executable, "-m", "internevo_engine.run", *keys, "zero.optim=world", *shape]
+        subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+    assert main(["show", "diff", f"{tiny.folder}/1", f"{tiny.folder}/2"]) == 0
     assert "6 steps are equal, bit for bit" in capsys.readouterr().out
 
 

@@ -26,7 +26,7 @@ std::int64_t moved(const Instruction& i, const Program& program, const Layout& l
             return layout.numel(bucket, 0) * (program.param_bytes + kFp32 + adds * kFp32);
         }
         case Kind::kAccumulate:
-            return layout.numel(bucket, layout.per_micro_batch()) * kFp32 * (i.micro_batch > 0 ? 3 : 2);
+            return layout.numel(bucket, layout.per_micro_batch()) * kFp32 * (std::ssize(i.reads) + 1);
         case Kind::kNorm:
             return layout.numel(bucket, layout.shards()) * kFp32;
         case Kind::kUpdate:

@@ -96,7 +96,7 @@ class DataFlow {
                 return layout_.level_of(i);
             case Kind::kPack:
                 if (layout_.packs_into_sum() && i.micro_batch > 0)
-                    expect_previous(i.reads.back(), i.micro_batch);
+                    expect_sum(i.reads.back(), i.micro_batch - 1);
                 return i.micro_batch;
             case Kind::kReduce:
                 expect(i.reads[0], is_in_micro_batch ? i.micro_batch : last_micro_batch_,
@@ -104,7 +104,7 @@ class DataFlow {
                 return is_in_micro_batch ? i.micro_batch : last_micro_batch_;
             case Kind::kAccumulate:
                 expect(i.reads[0], i.micro_batch, " of the same micro-batch");
-                if (i.micro_batch > 0) expect_previous(i.reads[1], i.micro_batch);
+                expect_sums_before(i);
                 return i.micro_batch;
             case Kind::kNorm:
                 if (i.what != "all") expect(i.reads[0], last_micro_batch_, " with all micro-batches");
@@ -121,8 +121,17 @@ class DataFlow {
         return kStale;
     }
 
-    void expect_previous(const std::string& sum, std::int64_t micro_batch) {
-        expect(sum, micro_batch - 1, " with exactly the micro-batches before");
+    // What is added to a micro-batch: the sum of those before, or of the last 1, of the 2 before it, of 4 ...
+    void expect_sums_before(const Instruction& accumulate) {
+        std::int64_t last = accumulate.micro_batch - 1;
+        for (std::size_t i = 1; i < accumulate.reads.size(); ++i) {
+            expect_sum(accumulate.reads[i], last);
+            last -= std::int64_t{1} << (i - 1);
+        }
+    }
+
+    void expect_sum(const std::string& sum, std::int64_t last_micro_batch) {
+        expect(sum, last_micro_batch, " with exactly the micro-batches before");
     }
 
     void expect(const std::string& name, Content content, const char* what) {

@@ -1,6 +1,7 @@
 #include "core/layout.h"
 
 #include <algorithm>
+#include <bit>
 #include <charconv>
 #include <unordered_set>
 
@@ -12,6 +13,10 @@ namespace {
 constexpr std::int64_t kGradBytes = 4;     // fp32
 constexpr std::int64_t kSquaresBytes = 8;  // fp64
 constexpr std::int64_t kTotalsNumel = kNumTotals * kWordsOfTotal;
+
+bool is_power_of_two(std::int64_t number) {
+    return std::has_single_bit(static_cast<std::uint64_t>(number));
+}
 
 // Each rank keeps one of `size` equal slices of n bytes and sends the others.
 std::int64_t sent(std::int64_t bytes, std::int64_t size) {
@@ -38,6 +43,10 @@ Layout::Layout(const Program& program)
     IE_CHECK(program.micro_batches > 0 && program.param_bytes > 0 && program.wire_bytes > 0,
              "micro_batches=", program.micro_batches, ", param_bytes=", program.param_bytes,
              " and wire_bytes=", program.wire_bytes, " must be positive");
+    IE_CHECK(program.mode != Mode::kInvariant ||
+                 (is_power_of_two(program.world) && is_power_of_two(program.micro_batches)),
+             "mode=invariant needs powers of two, not world=", program.world,
+             " and micro_batches=", program.micro_batches);
     check_levels();
     check_names();
 }
@@ -124,7 +133,7 @@ std::vector<Buffer> Layout::buffers() const {
         if (params_ > 0) add(name_in("pshard", b), params_, program_.param_bytes, true);
         if (!packs_into_sum()) add(name_in("grad", b), 0, kGradBytes, false);
         for (std::int64_t k = 0; k < all(); ++k) add(reduced(b, k), k + 1, kGradBytes, false);
-        add(name_in("gsum", b), per_micro_batch(), kGradBytes, true);
+        for (std::int64_t j = 0; j <= num_digits(); ++j) add(sum(b, j), per_micro_batch(), kGradBytes, true);
         add(name_in("os", b), shards_, os_bytes, true);
         buffers.push_back({name_in("norm", b), kSquaresBytes, false});
     }
@@ -232,9 +241,15 @@ Operands Layout::reduce(std::int64_t bucket, std::int64_t level) const {
 Operands Layout::accumulate(std::int64_t bucket, std::int64_t micro_batch) const {
     IE_CHECK(!packs_into_sum(), "gradients are packed into gsum already");
     const std::int64_t levels = per_micro_batch();
-    const std::string sum = name_in("gsum", bucket);
-    Operands operands{{levels == 0 ? name_in("grad", bucket) : reduced(bucket, levels - 1)}, {sum}};
-    if (micro_batch > 0) operands.reads.push_back(sum);
+    Operands operands{{levels == 0 ? name_in("grad", bucket) : reduced(bucket, levels - 1)}, {}};
+    if (program_.mode == Mode::kInvariant) {
+        const std::int64_t carries = std::countr_one(static_cast<std::uint64_t>(micro_batch));
+        for (std::int64_t j = 0; j < carries; ++j) operands.reads.push_back(sum(bucket, j));
+        operands.writes = {sum(bucket, carries)};
+    } else {
+        operands.writes = {sum(bucket, 0)};
+        if (micro_batch > 0) operands.reads.push_back(operands.writes[0]);
+    }
     return operands;
 }
 
@@ -271,6 +286,16 @@ std::string Layout::reduced(std::int64_t bucket, std::int64_t level) const {
 
 std::string Layout::total(std::int64_t bucket) const {
     return name_in(per_micro_batch() < all() ? "total" : "gsum", bucket);
+}
+
+std::string Layout::sum(std::int64_t bucket, std::int64_t digit) const {
+    const std::string name = name_in("gsum", bucket);
+    return digit == num_digits() ? name : name + "." + std::to_string(digit);
+}
+
+std::int64_t Layout::num_digits() const {
+    const auto last = static_cast<std::uint64_t>(program_.micro_batches - 1);
+    return program_.mode == Mode::kInvariant ? std::bit_width(last) : 0;
 }
 
 std::int64_t Layout::bucket_of(const Instruction& i) const {

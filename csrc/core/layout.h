@@ -5,7 +5,7 @@
 //     gather      param[b] <- pshard[b]                    all-gather over P levels, the last first
 //     pack        grad[b] <- the gradients of one micro-batch
 //     reduce      part[b].k <- grad[b] or part[b].(k-1)    reduce-scatter over level k
-//     accumulate  gsum[b] += part[b].k
+//     accumulate  gsum[b] += part[b].k                 mode `invariant`: see below
 //     reduce      total[b] <- gsum[b] or part[b].(k-1)     the levels that wait for the last micro-batch
 //     norm        norm[b] <- square sum of total[b]; then norm <- all norm[b] and losses, over the world
 //     update      os[b], pshard[b] <- total[b], norm
@@ -13,6 +13,15 @@
 // Where parameters are whole (no P level) param[b] is persistent and takes the place of pshard[b]. Where no
 // level is left for the end, gsum[b] takes the place of total[b]. In mode `fast`, whole gradients (no P or G
 // level) are packed straight into gsum[b]; in mode `ordered` every level is reduced before accumulation.
+//
+// Mode `invariant` is `ordered` whose micro-batches are added in a binary tree too, as a binary counter
+// counts: gsum[b].j holds the sum of 2^j micro-batches while digit j is 1, and what is added carries into
+// the first digit that is 0. The last carry, of all micro-batches, is gsum[b]:
+//
+//     m=0  gsum[b].0 <- part        m=2  gsum[b].0 <- part
+//     m=1  gsum[b].1 <- part, .0    m=3  gsum[b]   <- part, .0, .1       added from left to right
+//
+// With powers of two this is one tree over leaf i = m * world + rank, however i is split into m and rank.
 //
 // The scheduler writes operands from this table and the checker compares with it; that the table itself is
 // right is what tests/schedule/integer_ranks.py judges.
@@ -45,7 +54,7 @@ class Layout {
     std::int64_t all() const { return std::ssize(program_.levels); }
 
     // Levels that are reduced before a micro-batch is accumulated.
-    std::int64_t per_micro_batch() const { return program_.mode == Mode::kOrdered ? all() : grads_; }
+    std::int64_t per_micro_batch() const { return program_.mode == Mode::kFast ? grads_ : all(); }
     bool packs_into_sum() const { return program_.mode == Mode::kFast && grads_ == 0; }
 
     std::vector<Buffer> buffers() const;
@@ -66,6 +75,9 @@ class Layout {
     std::string reduced(std::int64_t bucket, std::int64_t level) const;
     std::string total(std::int64_t bucket) const;
 
+    // Where 2^digit micro-batches are added up in mode `invariant`; gsum[b] in the end, and in other modes.
+    std::string sum(std::int64_t bucket, std::int64_t digit) const;
+
     // The numbers behind `what` and `level`. Throw ie::Error if there is no such bucket or level.
     std::int64_t bucket_of(const Instruction& instruction) const;
     std::int64_t level_of(const Instruction& instruction) const;
@@ -73,6 +85,7 @@ class Layout {
   private:
     std::int64_t count(State last) const;
     std::int64_t num_slices(std::int64_t num_levels) const;
+    std::int64_t num_digits() const;  // of the last micro-batch's number, in mode `invariant`
     void check_levels() const;
     void check_names() const;
 

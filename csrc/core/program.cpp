@@ -13,7 +13,7 @@ using std::string_view;
 
 constexpr std::array<string_view, 4> kStates = {"P", "G", "OS", "R"};
 constexpr std::array<string_view, 2> kLinks = {"near", "far"};
-constexpr std::array<string_view, 2> kModes = {"fast", "ordered"};
+constexpr std::array<string_view, 3> kModes = {"fast", "ordered", "invariant"};
 constexpr std::array<string_view, 2> kLifetimes = {"transient", "persistent"};
 constexpr std::array<string_view, kNumLanes> kLanes = {"compute", "gather",    "near",
                                                        "far",     "optimizer", "host"};

@@ -14,7 +14,7 @@ namespace ie::core {
 
 enum class State { kP, kG, kOS, kR };
 enum class Link { kNear, kFar };
-enum class Mode { kFast, kOrdered };
+enum class Mode { kFast, kOrdered, kInvariant };
 enum class Lane { kCompute, kGather, kNear, kFar, kOptimizer, kHost };
 enum class Kind { kGather, kRefresh, kCompute, kPack, kReduce, kAccumulate, kNorm, kUpdate, kFree };
 inline constexpr int kNumLanes = 6;

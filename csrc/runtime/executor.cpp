@@ -253,16 +253,19 @@ void Executor::reduce(const Order& order) {
     order.is_replicated ? order.transfers->all_reduce(out, in) : order.transfers->reduce_scatter(out, in);
 }
 
+// Adds what it reads, from left to right. The target may be the second of two, never one of more.
 void Executor::accumulate(const Order& order) {
-    const at::Tensor& sum = memory_.target(order.writes[0]);
+    at::Tensor sum = memory_.target(order.writes[0]);
     const at::Tensor& part = memory_.read(order.reads[0]);
-    order.reads.size() > 1 ? sum.add_(part) : sum.copy_(part);  // the first micro-batch does not read the sum
+    if (order.reads.size() == 1) sum.copy_(part);
+    if (order.reads.size() > 1) at::add_out(sum, part, memory_.read(order.reads[1]));
+    for (std::size_t i = 2; i < order.reads.size(); ++i) sum.add_(memory_.read(order.reads[i]));
 }
 
 // Of a bucket: its squares, which one of all replicas adds. Of all: the losses, and the sum over ranks.
 void Executor::norm(const Order& order) {
     if (order.bucket >= 0) {
-        const bool in_order = program_.mode == core::Mode::kOrdered;
+        const bool in_order = program_.mode != core::Mode::kFast;
         if (is_first_replica()) totals_.add_squares(memory_.read(order.reads[0]), in_order);
         return;
     }

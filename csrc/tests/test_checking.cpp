@@ -32,6 +32,8 @@ bool says(const std::string& problem, const std::string& words) {
 void headers_and_buffers_must_add_up() {
     EXPECT(problem([](Program&) {}).empty());
     EXPECT(says(problem([](Program& p) { p.world = 8; }), "the levels make up 4 ranks, not world=8"));
+    EXPECT(says(problem([](Program& p) { p.mode = Mode::kInvariant, p.micro_batches = 3; }),
+                "mode=invariant needs powers of two, not world=4 and micro_batches=3"));
     EXPECT(says(problem([](Program& p) { p.levels[1].stride = 4; }), "level OS1 has size=2 and stride=4"));
     EXPECT(says(problem([](Program& p) { p.levels[1].name = "OS0"; }), "level OS0 must have the number 1"));
     EXPECT(says(problem([](Program& p) { std::swap(p.levels[0].state, p.levels[1].state); }), "later state"));

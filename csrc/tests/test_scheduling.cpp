@@ -21,7 +21,7 @@ const std::vector<std::string> kPlans = {
 
 void every_plan_is_scheduled_and_accepted() {
     for (const std::string& levels : kPlans) {
-        for (const char* mode : {"fast", "ordered"}) {
+        for (const char* mode : {"fast", "ordered", "invariant"}) {
             for (const bool overlap : {true, false}) {
                 const Program program = small_program(levels, mode, overlap);
                 EXPECT(check_program(program).empty());

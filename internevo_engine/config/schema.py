@@ -124,6 +124,8 @@ class StepConfig(Section):
     """Optimizer updates that the learning-rate schedule is made for."""
     grad_accum: Positive = 1
     """Micro-batches of one rank in one step."""
+    world_invariant: bool = False
+    """See RunConfig."""
     optim: OptimConfig = OptimConfig()
     zero: ZeroConfig = ZeroConfig()
     comm: CommConfig = CommConfig()
@@ -151,6 +153,10 @@ class RunConfig(Section):
     """Seed of initialization and data order."""
     log_every: Positive = 1
     """Steps between two lines in the log; metrics.jsonl gets every step."""
+    world_invariant: bool = False
+    """Equal bits for any number of ranks at the same global batch, too. Implies comm.reduction=ordered, and adds
+    micro-batches in a fixed tree as well: one more copy of the summed gradients for every doubling of data.grad_accum.
+    Ranks and data.grad_accum must be powers of two, comm.wire fp32; on CPU a rank computes with one thread."""
     valid_every: NonNegative = 0
     """Steps between two validations; 0: only at the end."""
     tensorboard: bool = False
@@ -204,6 +210,7 @@ class Config(Section):
         return StepConfig(
             steps=self.run.steps,
             grad_accum=self.data.grad_accum,
+            world_invariant=self.run.world_invariant,
             optim=self.optim,
             zero=self.zero,
             comm=self.comm,

@@ -1,7 +1,9 @@
 """loop: what a step did, in a few bytes, so that two runs can be compared bit by bit.
 
-RUN/fingerprint.jsonl has a line a step: the bits of loss and gradient norm, and a checksum of the fp32 master weights
-of every bucket. `python -m internevo_engine show diff RUN_A RUN_B` names the first step and bucket where two runs part.
+RUN/fingerprint.jsonl has a line a step: the bits of loss and gradient norm, and checksums of every bucket's summed
+gradients and fp32 master weights. A wrong gradient reaches all weights, by the clip factor, but no other bucket's
+gradients; so these are named first. `python -m internevo_engine show diff RUN_A RUN_B` names the first step and bucket
+where two runs part.
 """
 
 from collections.abc import Sequence
@@ -22,13 +24,21 @@ class Fingerprint:
     loss: str
     """Hexadecimal floating point: all its bits."""
     grad_norm: str
-    buckets: tuple[str, ...]
-    """Checksums after the update, in the order of the plan's buckets."""
+    gradients: tuple[str, ...]
+    """Checksums before clipping, in the order of the plan's buckets."""
+    weights: tuple[str, ...]
+    """Checksums after the update."""
 
 
-def fingerprint(step: int, loss: float, grad_norm: float, checksums: Sequence[int]) -> Fingerprint:
-    """The fingerprint of update number `step`."""
-    return Fingerprint(step, loss.hex(), grad_norm.hex(), tuple(f"{value & 0xFFFFFFFF:08x}" for value in checksums))
+def fingerprint(
+    step: int, loss: float, grad_norm: float, *, gradients: Sequence[int], weights: Sequence[int]
+) -> Fingerprint:
+    """The fingerprint of update number `step`, from checksums of every bucket."""
+    return Fingerprint(step, loss.hex(), grad_norm.hex(), _hex(gradients), _hex(weights))
+
+
+def _hex(checksums: Sequence[int]) -> tuple[str, ...]:
+    return tuple(f"{value & 0xFFFFFFFF:08x}" for value in checksums)
 
 
 def first_difference(run_a: Path, run_b: Path) -> str:
@@ -51,19 +61,25 @@ def _describe(left: Fingerprint, right: Fingerprint) -> str:
         for name, x, y in (("loss", left.loss, right.loss), ("grad_norm", left.grad_norm, right.grad_norm))
         if x != y
     ]
-    if len(left.buckets) != len(right.buckets):
+    if len(left.weights) != len(right.weights):
         raise DataError(
-            f"the runs have {len(left.buckets)} and {len(right.buckets)} buckets: compare runs of one comm.bucket_mb"
+            f"the runs have {len(left.weights)} and {len(right.weights)} buckets: compare runs of one comm.bucket_mb"
         )
-    differing = [number for number, (x, y) in enumerate(zip(left.buckets, right.buckets, strict=True)) if x != y]
-    if differing:
-        number = differing[0]
-        parts.append(f"bucket {number} ({left.buckets[number]} and {right.buckets[number]}), {len(differing)} in all")
+    gradients = _differing("gradients", left.gradients, right.gradients)
+    parts += gradients or _differing("weights", left.weights, right.weights)
     return f"the runs part at step {left.step}: {'; '.join(parts)}"
+
+
+def _differing(what: str, left: Sequence[str], right: Sequence[str]) -> list[str]:
+    """['gradients of bucket 2 (0badcafe and 0badcaff), 1 in all'], or []."""
+    numbers = [number for number, (x, y) in enumerate(zip(left, right, strict=True)) if x != y]
+    return [f"{what} of bucket {n} ({left[n]} and {right[n]}), {len(numbers)} in all" for n in numbers[:1]]
 
 
 def _read(run: Path) -> list[Fingerprint]:
     records = read_jsonl(run / FILE)
     if not records:
         raise DataError(f"{run / FILE} is missing or empty; name the folder of a run that has trained")
-    return [Fingerprint(r["step"], r["loss"], r["grad_norm"], tuple(r["buckets"])) for r in records]
+    return [
+        Fingerprint(r["step"], r["loss"], r["grad_norm"], tuple(r["gradients"]), tuple(r["weights"])) for r in records
+    ]

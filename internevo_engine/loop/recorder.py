@@ -24,6 +24,7 @@ from internevo_engine.loop.plots import draw_loss
 from internevo_engine.loop.run_folder import RunFolder, environment, folder_of
 from internevo_engine.loop.sinks import Sink, jsonl, tensorboard
 from internevo_engine.plan.plan import Plan, describe
+from internevo_engine.runtime.sharded_state import Checksums
 
 
 class Recorder:
@@ -101,10 +102,10 @@ class Recorder:
         with self._log.progress(self._run.steps) as bar:
             yield bar
 
-    def step(self, metrics: StepMetrics, checksums: Sequence[int]) -> None:
+    def step(self, metrics: StepMetrics, checksums: Checksums) -> None:
         """One update is done."""
         self.steps_done = metrics.step
-        self._keep_fingerprint(fingerprint(metrics.step, metrics.loss, metrics.grad_norm, checksums))
+        self._keep_fingerprint(fingerprint(metrics.step, metrics.loss, metrics.grad_norm, **asdict(checksums)))
         for sink in self._step_sinks:
             sink(metrics.step, asdict(metrics))
         if metrics.step % self._run.log_every == 0 or metrics.step in (1, self._run.steps):

@@ -32,6 +32,7 @@ from internevo_engine.models.families import parameters
 from internevo_engine.models.initialize import TORCH_DTYPES, build
 from internevo_engine.models.loss import token_loss
 from internevo_engine.plan.plan import Plan, check_memory, make_plan
+from internevo_engine.program import Mode
 from internevo_engine.runtime.communicator import Communicator, joined
 from internevo_engine.runtime.launch import ALONE, Place
 from internevo_engine.runtime.machine import Device, Machine, choose_device, local_topology, probe_machine
@@ -58,7 +59,7 @@ def train(config: Config, place: Place = ALONE, command: Sequence[str] = ()) -> 
     topology = local_topology(device, machine, world=place.world, local_world=place.local_world)
     plan = make_plan(config, parameters(config.model), topology)
     check_memory(config, plan)
-    torch_device = _use_device(device, place, machine)
+    torch_device = _use_device(device, place, machine, plan.mode)
     storage = open_storage(config.checkpoint.dir or str(folder_of(config) / "checkpoints"))
     goes_on = config.checkpoint.resume == "auto" and bool(storage.steps())
     if goes_on:
@@ -77,11 +78,12 @@ def train(config: Config, place: Place = ALONE, command: Sequence[str] = ()) -> 
     return TrainResult(engine.num_steps_done, interrupted, recorder.path)
 
 
-def _use_device(device: Device, place: Place, machine: Machine) -> torch.device:
+def _use_device(device: Device, place: Place, machine: Machine, mode: Mode) -> torch.device:
     if device.name == "cuda":
         torch.cuda.set_device(place.local_rank)
         return torch.device("cuda", place.local_rank)
-    torch.set_num_threads(max(1, machine.num_cpus // place.local_world))
+    # A matrix product's bits depend on how many threads share it, and that must not depend on the number of ranks.
+    torch.set_num_threads(1 if mode == "invariant" else max(1, machine.num_cpus // place.local_world))
     return torch.device("cpu")
 
 

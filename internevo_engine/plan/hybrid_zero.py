@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from internevo_engine.config.schema import ZeroConfig
 from internevo_engine.plan.topology import Topology
+from internevo_engine.program import Mode
 
 
 @dataclass(frozen=True)
@@ -15,9 +16,9 @@ class GroupSizes:
     grad: int
     optim: int
 
-    def summed(self, reduction: str) -> int:
-        """Ranks over which summed gradients are cut while they accumulate: `ordered` reduces each micro-batch whole."""
-        return self.optim if reduction == "ordered" else self.grad
+    def summed(self, mode: Mode) -> int:
+        """Ranks over which summed gradients are cut while they accumulate: only `fast` leaves levels for the end."""
+        return self.grad if mode == "fast" else self.optim
 
     def __str__(self) -> str:
         return f"P {self.param} | G {self.grad} | OS {self.optim}"

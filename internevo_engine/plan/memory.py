@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 
 from internevo_engine.config.schema import Config, ModelConfig, RecomputeBudget
 from internevo_engine.plan.hybrid_zero import GroupSizes
+from internevo_engine.plan.reduction import num_sums
+from internevo_engine.program import Mode
 
 Recompute = str | float | RecomputeBudget
 DTYPE_BYTES = {"fp32": 4, "bf16": 2}
@@ -40,7 +42,7 @@ class MemoryForecast:
 
 
 def forecast_states(
-    bucket_numels: Sequence[int], *, dtype: str, sizes: GroupSizes, reduction: str, device: str
+    bucket_numels: Sequence[int], *, dtype: str, sizes: GroupSizes, mode: Mode, grad_accum: int, device: str
 ) -> MemoryForecast:
     """Forecast for one rank, without what only a known model tells.
 
@@ -48,12 +50,14 @@ def forecast_states(
         bucket_numels: padded elements of each flat bucket.
         dtype: 'fp32' or 'bf16', of parameters and activations.
         sizes: ranks that share one copy of each state.
+        mode: how gradients are summed.
+        grad_accum: micro-batches of one rank in one step.
     """
     numel, size = sum(bucket_numels), DTYPE_BYTES[dtype]
     has_own_master = dtype != "fp32"  # an fp32 parameter is its own master
     return MemoryForecast(
         parameters=numel // sizes.param * size,
-        gradients=numel // sizes.summed(reduction) * 4,
+        gradients=numel // sizes.summed(mode) * 4 * num_sums(mode, grad_accum),
         optimizer=numel // sizes.optim * (8 + 4 * has_own_master),
         process=PROCESS_BYTES[device],
     )

@@ -13,8 +13,9 @@ from internevo_engine.plan.hybrid_zero import GroupSizes, group_sizes
 from internevo_engine.plan.levels import levels
 from internevo_engine.plan.memory import MemoryForecast, decoder_activations, forecast_states
 from internevo_engine.plan.params import Param
+from internevo_engine.plan.reduction import promise, reduction_mode
 from internevo_engine.plan.topology import Topology
-from internevo_engine.program import Level
+from internevo_engine.program import Level, Mode
 from internevo_engine.units import format_bytes, format_count
 
 USABLE_SHARE = 0.94
@@ -32,6 +33,8 @@ class Plan:
     """'fp32' or 'bf16': parameters and computation."""
     sizes: GroupSizes
     """Neighbouring ranks that share one copy of each state."""
+    mode: Mode
+    """How gradients are summed."""
     levels: tuple[Level, ...]
     """The sizes as digits of a rank, inside hosts and between them; every collective runs over one of them."""
     buckets: tuple[_core.Bucket, ...]
@@ -69,9 +72,9 @@ def plan_step(config: StepConfig, params: Sequence[Param], topology: Topology, *
         dtype: 'fp32' or 'bf16', of parameters and computation.
 
     Raises:
-        PlanError: group sizes that don't fit the number of ranks, or what graph.mode=hooks can't do.
+        PlanError: group sizes that don't fit the number of ranks, or what graph.mode=hooks or world_invariant can't do.
     """
-    sizes = group_sizes(config.zero, topology)
+    sizes, mode = group_sizes(config.zero, topology), reduction_mode(config, topology.world)
     if config.graph.mode == "hooks":
         _refuse_what_hooks_can_not_do(config, sizes)
     digits = levels(sizes.param, sizes.grad, sizes.optim, topology.world, topology.ranks_per_host)
@@ -82,8 +85,10 @@ def plan_step(config: StepConfig, params: Sequence[Param], topology: Topology, *
         num_shards=sizes.optim,
     )
     numels = [bucket.numel for bucket in buckets]
-    memory = forecast_states(numels, dtype=dtype, sizes=sizes, reduction=config.comm.reduction, device=topology.device)
-    return Plan(config, topology, tuple(params), dtype, sizes, digits, tuple(buckets), memory)
+    memory = forecast_states(
+        numels, dtype=dtype, sizes=sizes, mode=mode, grad_accum=config.grad_accum, device=topology.device
+    )
+    return Plan(config, topology, tuple(params), dtype, sizes, mode, digits, tuple(buckets), memory)
 
 
 def _refuse_what_hooks_can_not_do(config: StepConfig, sizes: GroupSizes) -> None:
@@ -92,6 +97,7 @@ def _refuse_what_hooks_can_not_do(config: StepConfig, sizes: GroupSizes) -> None
         "zero.param": (sizes.param, 1),
         "zero.grad": (sizes.grad, 1),
         "comm.reduction": (config.comm.reduction, "fast"),
+        "world_invariant": (str(config.world_invariant).lower(), "false"),
     }
     for key, (found, allowed) in asked.items():
         if found != allowed:
@@ -169,13 +175,14 @@ def describe(config: Config, plan: Plan) -> str:
             f"{config.data.micro_batch} x {config.data.seq_len} tokens x {config.data.grad_accum} micro-batches "
             f"x {topology.world} ranks = {config.step_tokens(topology.world):,} tokens a step",
         ),
+        ("sums", promise(plan.mode, plan.config, topology.world)),
         ("buckets", f"{len(plan.buckets)}, the largest {format_bytes(largest * 4)} of fp32 gradients"),
     ]
     memory = [
         (name, format_bytes(value)) for name, value in (*asdict(plan.memory).items(), ("total", plan.memory.total))
     ]
     there = topology.memory_bytes
-    lines = [f"{name:<8} {text}" for name, text in head]
+    lines = [f"{name:<8} {text}" for name, text in head if text]
     lines += ["memory per rank" + (f" (there: {format_bytes(there)})" if there else "")]
     lines += [f"  {name:<11} {text:>8}" for name, text in memory]
     return "\n".join(lines)

@@ -100,7 +100,7 @@ class GraphStep:
         optimizer: Optimizer,
     ) -> Bindings:
         graph, wire = self.graph, TORCH_DTYPES[plan.config.comm.wire]
-        table = routes(communicator.backend, plan.config.comm.reduction, wire)
+        table = routes(communicator.backend, plan.mode, wire)
         return Bindings(
             rank=communicator.rank,
             regions={call.name: bind(graph, call, compiled[call.region.name]) for call in graph.calls},
@@ -159,6 +159,7 @@ def _gradient_offsets(graph: StepGraph, bucket: Bucket, plan: Plan) -> list[int]
 def _persistent(program: Program, state: ShardedState) -> dict[str, torch.Tensor]:
     tensors = {f"{kind}[{number}]": flat for kind in ("param", "pshard") for number, flat in enumerate(state.held)}
     tensors |= {f"gsum[{number}]": flat for number, flat in enumerate(state.sums)}
+    tensors |= {f"gsum[{b}].{j}": flat for j, flats in enumerate(state.partial_sums) for b, flat in enumerate(flats)}
     return {
         buffer.name: tensors[buffer.name] for buffer in program.buffers if buffer.persistent and buffer.name in tensors
     }

@@ -77,7 +77,7 @@ def _kind(plan: Plan, communicator: Communicator) -> JobKind:
         "backend": communicator.backend,
         "dtype": plan.dtype,
         "wire": comm.wire,
-        "reduction": comm.reduction,
+        "reduction": plan.mode,
         "world": communicator.world,
         "levels": " ".join(f"{level.name}={level.size} {level.link}" for level in plan.levels),
         "largest_bytes": _sizes(plan)[-1],
@@ -149,8 +149,9 @@ class _Trial:
     """One transfer over one level, in growing sizes: every rank of every group of the level at once."""
 
     def __init__(self, transfer: Transfer, level: Level, plan: Plan, communicator: Communicator) -> None:
-        self._transfer, self._level, self._communicator = transfer, level, communicator
-        self._comm, self._sizes = plan.config.comm, _sizes(plan)
+        self._transfer: Transfer = transfer
+        self._level, self._communicator = level, communicator
+        self._mode, self._wire, self._sizes = plan.mode, TORCH_DTYPES[plan.config.comm.wire], _sizes(plan)
         lane = "gather" if transfer == "all_gather" else level.link
         self._group = communicator.group_names[lane, level.name]
 
@@ -169,7 +170,7 @@ class _Trial:
         return bool(self._communicator.sum(torch.tensor([int(says)], device=self._communicator.device)).item())
 
     def _table(self, pieces: int) -> tuple[Route, ...]:
-        return routes(self._communicator.backend, self._comm.reduction, TORCH_DTYPES[self._comm.wire], pieces)
+        return routes(self._communicator.backend, self._mode, self._wire, pieces)
 
     def _pieces(self, num_bytes: int) -> tuple[int, ...]:
         """A sum that is left to the backend is never cut."""
@@ -183,7 +184,7 @@ class _Trial:
         numel = max(num_bytes // 4 // level.size, 1)
         numel -= numel % MOST_PIECES if numel > MOST_PIECES else 0
         whole, part = torch.zeros(numel * level.size, device=device), torch.zeros(numel, device=device)
-        transfers = Transfers(self._group, self._table(pieces), TORCH_DTYPES[self._comm.wire])
+        transfers = Transfers(self._group, self._table(pieces), self._wire)
         run = {
             "all_gather": lambda: transfers.all_gather(whole, part),
             "reduce_scatter": lambda: transfers.reduce_scatter(part, whole),

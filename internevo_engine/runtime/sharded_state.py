@@ -6,14 +6,25 @@ They are the persistent buffers of the Program: `param[b]` (or `pshard[b]`, wher
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
 from internevo_engine._core import Bucket
 from internevo_engine.plan.levels import cut, is_first_replica, levels_of
 from internevo_engine.plan.plan import Plan
+from internevo_engine.plan.reduction import num_sums
 from internevo_engine.runtime.communicator import Communicator
 from internevo_engine.runtime.optimizers import Optimizer, Shard
+
+
+@dataclass(frozen=True)
+class Checksums:
+    """Bits of fp32 numbers, summed as integers over all ranks; one sum for each bucket."""
+
+    gradients: list[int]
+    weights: list[int]
 
 
 class ShardedState:
@@ -26,12 +37,10 @@ class ShardedState:
         self._parameters, self._plan, self._communicator = tuple(parameters), plan, communicator
         self._param_levels = levels_of(plan.levels, ["P"])
         self._refresh_levels = levels_of(plan.levels, ["G", "OS"])
-        device = parameters[0].device
         self.held = [self._take_over(bucket) for bucket in plan.buckets]
         """param[b] where parameters are whole, else pshard[b]."""
-        shards = plan.sizes.summed(plan.config.comm.reduction)
-        self.sums = [torch.zeros(b.numel // shards, dtype=torch.float32, device=device) for b in plan.buckets]
-        """gsum[b]"""
+        *self.partial_sums, self.sums = self._zero_sums(parameters[0].device)
+        """gsum[b]; before it, for each j, gsum[b].j"""
         self.shards = [
             self._shard(held, bucket, optimizer) for held, bucket in zip(self.held, plan.buckets, strict=True)
         ]
@@ -41,16 +50,22 @@ class ShardedState:
     def num_bytes(self) -> int:
         """Bytes of P, G and OS on this rank, over live storages; a master that is the parameter itself counts once."""
         storages = {}
-        for tensor in [*self.held, *self.sums, *(t for shard in self.shards for t in (shard.master, *shard.states))]:
+        states = (t for shard in self.shards for t in (shard.master, *shard.states))
+        for tensor in chain(self.held, *self.partial_sums, self.sums, states):
             storage = tensor.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
         return sum(storages.values())
 
-    def checksums(self) -> list[int]:
-        """A number for each bucket: its fp32 masters' bits summed as integers, the same for every plan and world."""
-        sums = torch.stack([shard.master.view(torch.int32).sum(dtype=torch.int64) for shard in self.shards])
+    def checksums(self) -> Checksums:
+        """Of gradients and weights as the last step has left them; a collective.
+
+        Equal bits give equal numbers, for every plan and world; but in mode `fast` a gradient is what each rank has
+        added up, not yet the sum of all ranks.
+        """
         speaks = is_first_replica(self._communicator.rank, self._plan.levels)
-        return self._communicator.sum(sums * speaks).tolist()
+        gradients = _bit_sums(self.sums) * (speaks or self._plan.mode == "fast")
+        weights = _bit_sums([shard.master for shard in self.shards]) * speaks
+        return Checksums(*self._communicator.sum(torch.stack([gradients, weights])).tolist())
 
     @torch.no_grad()
     def adopt_masters(self) -> None:
@@ -98,6 +113,14 @@ class ShardedState:
         offset, length = cut(self._communicator.rank, self._param_levels, bucket.numel)
         return flat.narrow(0, offset, length).clone()
 
+    def _zero_sums(self, device: torch.device) -> list[list[torch.Tensor]]:
+        plan = self._plan
+        shards, buckets = plan.sizes.summed(plan.mode), plan.buckets
+        return [
+            [torch.zeros(bucket.numel // shards, dtype=torch.float32, device=device) for bucket in buckets]
+            for _ in range(num_sums(plan.mode, plan.config.grad_accum))
+        ]
+
     def _show(self, flat: torch.Tensor, bucket: Bucket) -> None:
         for index, offset in zip(bucket.params, bucket.offsets, strict=True):
             shape = self._plan.params[index].shape
@@ -116,3 +139,8 @@ class ShardedState:
         states = tuple(torch.zeros_like(master) for _ in optimizer.states)
         decayed = min(max(bucket.decayed_numel - begin, 0), length)
         return Shard(master, states, None if is_own_master else own, decayed)
+
+
+def _bit_sums(flats: Sequence[torch.Tensor]) -> torch.Tensor:
+    """[buckets] int64"""
+    return torch.stack([flat.view(torch.int32).sum(dtype=torch.int64) for flat in flats])

@@ -24,7 +24,7 @@ def step_program(plan: Plan, graph: StepGraph, costs: CostTable) -> Program:
         plan.levels,
         world=plan.topology.world,
         micro_batches=plan.config.grad_accum,
-        mode=plan.config.comm.reduction,
+        mode=plan.mode,
         param_bytes=DTYPE_BYTES[plan.dtype],
         wire_bytes=DTYPE_BYTES[plan.config.comm.wire],
     )

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from internevo_engine.config.schema import Config, DataConfig, GraphConfig, ModelConfig, OptimConfig, ZeroConfig
+from internevo_engine.config.schema import (
+    Config,
+    DataConfig,
+    GraphConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    ZeroConfig,
+)
 from internevo_engine.data.packing import RandomCorpus
 from internevo_engine.engine import Engine
 from internevo_engine.graph.capture import capture
@@ -42,14 +50,24 @@ def engine_bytes(place: Place, cfg: Config) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize(("world", "sizes"), [(1, (1, 1, 1)), (2, (1, 1, 2)), (2, (1, 2, 2)), (4, (2, 2, 4))])
-def test_states_are_the_bytes_that_the_plan_says(tmp_path, dtype, world, sizes):
+@pytest.mark.parametrize(
+    ("world", "sizes", "invariant"),
+    [
+        (1, (1, 1, 1), False),
+        (2, (1, 1, 2), False),
+        (2, (1, 1, 2), True),
+        (2, (1, 2, 2), False),
+        (4, (2, 2, 4), False),
+    ],
+)
+def test_states_are_the_bytes_that_the_plan_says(tmp_path, dtype, world, sizes, invariant):
     cfg = Config(
         model=MODEL.model_copy(update={"dtype": dtype}),
-        data=DataConfig(seq_len=32),
+        data=DataConfig(seq_len=32, grad_accum=4),
         optim=OptimConfig(),
         zero=ZeroConfig(param=sizes[0], grad=sizes[1], optim=sizes[2]),
         graph=GraphConfig(compile="eager"),
+        run=RunConfig(world_invariant=invariant),
     )
     for found, planned in run_ranks(engine_bytes, world, tmp_path, cfg):
         assert found == planned

@@ -45,6 +45,30 @@ def test_a_group_that_does_not_divide_names_those_that_do():
         plan_of("7B.yaml", "zero.optim=6")
 
 
+@pytest.mark.parametrize(
+    ("world", "override", "message"),
+    [
+        (12, "comm.wire=fp32", "needs powers of two, found world=12; use 8 or 16"),
+        (8, "data.grad_accum=6", "needs powers of two, found data.grad_accum=6; use 4 or 8"),
+        (8, "comm.wire=bf16", "needs comm.wire=fp32, found bf16"),
+        (8, "graph.mode=hooks", "run.world_invariant=true needs graph.mode=graph"),
+    ],
+)
+def test_world_invariance_refuses_what_would_break_it(world, override, message):
+    with pytest.raises(PlanError, match=message):
+        plan_of("7B.yaml", "run.world_invariant=true", override, "zero.optim=1", world=world, ranks_per_host=4)
+
+
+def test_world_invariance_is_ordered_with_a_sum_for_every_doubling_of_micro_batches():
+    plain, invariant = (
+        plan_of("7B.yaml", f"run.world_invariant={asked}", "data.grad_accum=8") for asked in ("false", "true")
+    )
+    assert (plain.mode, invariant.mode) == ("fast", "invariant")
+    numel = sum(bucket.numel for bucket in plain.buckets)
+    assert invariant.memory.gradients == 4 * numel // 8 * 4  # of 1, 2, 4 and 8 micro-batches; fp32 over zero.optim=8
+    assert "any power of two of ranks" in describe(invariant)
+
+
 def test_uneven_hosts_are_refused():
     with pytest.raises(PlanError, match="world=12 ranks don't fill hosts of 8"):
         Topology(12, 8, "cuda")

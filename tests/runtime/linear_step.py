@@ -146,8 +146,8 @@ def bind(program: Program, plan: Plan, place: Place, *, device: str = "cpu", **c
         offset, numel = owned_slice(place.rank, cuts, "P", bucket.numel)
         held = "param" if numel == bucket.numel else "pshard"
         buffers[f"{held}[{index}]"] = shard = flat_params(bucket)[offset:][:numel].to(device, plan.dtype)
-        declared = next(b.bytes for b in program.buffers if b.name == f"gsum[{index}]")
-        buffers[f"gsum[{index}]"] = torch.full((declared // 4,), torch.nan, device=device)
+        sums = [each for each in program.buffers if each.name.startswith(f"gsum[{index}]")]
+        buffers |= {each.name: torch.full((each.bytes // 4,), torch.nan, device=device) for each in sums}
         start, length = owned_slice(place.rank, cuts, "OS", bucket.numel)
         own = shard[start - offset :][:length]
         master = own if plan.dtype == torch.float32 else flat_params(bucket)[start:][:length].to(device, copy=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from internevo_engine.program import Program
+from internevo_engine.program import Mode, Program
 from internevo_engine.runtime.executor import Executor
 from internevo_engine.runtime.interpreter import Interpreter
 from internevo_engine.runtime.launch import Place
@@ -53,10 +53,12 @@ def assert_equal_bits(found: Outcome, expected: Outcome, parts: tuple[str, ...] 
 
 
 def plans_of(world: int) -> list[Plan]:
-    """Every plan in order, one of them also without overlap; every plan fast; one in bf16."""
+    """Every plan in order, one of them also without overlap, one with sums in a tree; every plan fast; one in bf16."""
     ordered = [Plan(groups) for groups in PLANS[world]]
+    invariant = [Plan(groups, mode="invariant", micro_batches=4) for groups in PLANS[world][-1:] if world != 3]
     return [
         *ordered,
+        *invariant,
         Plan(PLANS[world][-1], overlap=False),
         *[Plan(groups, mode="fast") for groups in PLANS[world]],
         Plan(PLANS[world][-1], mode="fast", dtype=torch.bfloat16),
@@ -82,6 +84,21 @@ def check_against_torch(outcome: Outcome, world: int, plan: Plan) -> None:
     torch.testing.assert_close(outcome["totals"][:, [0, 1, 3]], torch.tensor(totals).double(), rtol=1e-5, atol=0)
     for index, param in enumerate(params):
         torch.testing.assert_close(outcome["states"][f"master.{index}"], param, rtol=1e-5, atol=1e-5)
+
+
+def test_only_mode_invariant_gives_equal_bits_for_any_number_of_ranks(tmp_path: Path) -> None:
+    modes: tuple[Mode, ...] = ("invariant", "ordered")
+    found: dict[tuple[Mode, int], Outcome] = {}
+    for world in (1, 2, 4):
+        plans = [Plan(PLANS[world][-1], mode=mode, micro_batches=8 // world) for mode in modes]
+        results = run_ranks(train_twice, world, tmp_path / str(world), plans)
+        for mode, (executor, interpreter) in zip(modes, results[0], strict=True):
+            assert_equal_bits(executor, interpreter)
+            found[mode, world] = {**executor, "totals": executor["totals"][:, [0, 1, 3]]}  # not those who want to stop
+    for world in (2, 4):
+        assert_equal_bits(found["invariant", world], found["invariant", 1], ("totals", "states"))
+        with pytest.raises(AssertionError):
+            assert_equal_bits(found["ordered", world], found["ordered", 1], ("totals", "states"))
 
 
 def nan_loss(x: Tensor, target: Tensor, head: Tensor) -> tuple[Tensor, ...]:

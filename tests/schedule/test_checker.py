@@ -25,13 +25,15 @@ GROUPS = (
     (1, 2, 2, 4),
 )
 MODES: tuple[Mode, ...] = ("fast", "ordered")
+INVARIANT = tuple(groups for groups in GROUPS if groups[3] != 3)
 
 
 def programs() -> list[Program]:
     """Small plans of every shape."""
+    shapes = [*product(GROUPS, MODES, (1, 2)), *product(INVARIANT, ("invariant",), (4,))]
     return [
         tiny_program(groups, ranks_per_host=3 if groups[3] == 3 else 2, mode=mode, micro_batches=m, overlap=overlap)
-        for groups, mode, m, overlap in product(GROUPS, MODES, (1, 2), (True, False))
+        for (groups, mode, m), overlap in product(shapes, (True, False))
     ]
 
 

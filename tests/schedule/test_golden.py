@@ -27,6 +27,7 @@ PROGRAMS = {
     "1_2_4": small((1, 2, 4, 4)),
     "1_2_4_no_overlap": small((1, 2, 4, 4), overlap=False),
     "1_2_4_ordered": small((1, 2, 4, 4), micro_batches=2, mode="ordered"),
+    "1_1_W_invariant": small((1, 1, 2, 2), micro_batches=4, mode="invariant"),
 }
 
 
