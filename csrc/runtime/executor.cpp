@@ -64,9 +64,9 @@ Executor::Executor(const std::string& program, Bindings bindings)
     const auto lines = instruction_lines(program, program_.instructions.size());
     for (std::size_t i = 0; i < lines.size(); ++i) {
         orders_.push_back(resolve(program_.instructions[i], lines[i]));
-        orders_[i].releases = slots(queueing.releases[i]);
+        orders_[i].releases = slots(queueing.releases.names[i]);
     }
-    last_releases_ = slots(queueing.releases.back());
+    last_releases_ = slots(queueing.releases.names.back());
     lanes_ = std::move(queueing.lanes);
 }
 

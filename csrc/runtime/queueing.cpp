@@ -44,9 +44,14 @@ Queueing on_threads(const core::Program& program, at::Device) {
 Queueing on_streams(const core::Program& program, at::Device device) {
     std::vector<std::size_t> lanes;
     for (const core::Instruction& instruction : program.instructions) lanes.push_back(lane_of(instruction));
+    Releases releases = releases_on_streams(program);
+    auto waits = waits_of(program);
+    for (std::size_t i = 0; i < waits.size(); ++i) {
+        waits[i].insert(waits[i].end(), releases.waits[i].begin(), releases.waits[i].end());
+    }
     auto streams = std::make_unique<C10Streams>(device, core::kNumLanes, lanes.size() + core::kNumLanes);
-    return {std::make_unique<Streams>(std::move(lanes), waits_of(program), std::move(streams)),
-            releases_on_streams(program), [](c10d::Work& work) { work.wait(); }};
+    return {std::make_unique<Streams>(std::move(lanes), waits, std::move(streams)), std::move(releases),
+            [](c10d::Work& work) { work.wait(); }};
 }
 
 struct Row {

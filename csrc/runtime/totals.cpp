@@ -25,7 +25,7 @@ void Totals::add(Row row, double value) {
 }
 
 void Totals::add(Row row, const at::Tensor& values) {
-    call<Add>("internevo::exact_add_", words_[row], values.to(at::kDouble));
+    call<Add>("internevo::exact_add_", words_[row], values.to(words_.options().dtype(at::kDouble)));
 }
 
 void Totals::add_squares(const at::Tensor& slice, bool in_order) {

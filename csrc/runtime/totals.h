@@ -22,7 +22,7 @@ class Totals {
 
     void reset() { words_.zero_(); }
     void add(Row row, double value);
-    void add(Row row, const at::Tensor& values);  // of any shape, on the same device
+    void add(Row row, const at::Tensor& values);  // of any shape
 
     // The squares of a flat fp32 slice. In order: equal bits however a bucket is cut into slices.
     void add_squares(const at::Tensor& slice, bool in_order);

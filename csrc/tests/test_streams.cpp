@@ -139,23 +139,31 @@ void an_order_that_can_not_be_queued_is_refused() {
     EXPECT(tests::message_of<ie::Error>(make) == "instruction 0 waits for 1, which is queued later");
 }
 
+// With what streams wait for besides the Program.
+core::Program with_waits(core::Program program, const Releases& releases) {
+    for (std::size_t i = 0; i < program.instructions.size(); ++i) {
+        auto& after = program.instructions[i].after;
+        after.insert(after.end(), releases.waits[i].begin(), releases.waits[i].end());
+    }
+    return program;
+}
+
 // Everything that is freed goes back once, in its own lane, and after all that ever used it.
 void check_releases(const core::Program& program, const Releases& releases) {
-    const core::HappensBefore before(program.instructions);
+    const std::size_t size = program.instructions.size();
+    const core::HappensBefore before(with_waits(program, releases).instructions);
     std::map<std::string, std::size_t> home;
     std::map<std::string, std::vector<std::size_t>> users;
-    std::size_t num_freed = 0, num_released = 0;
-    for (std::size_t i = 0; i <= program.instructions.size(); ++i) {
-        for (const std::string& name : releases[i]) {
+    std::size_t num_freed = 0, num_released = releases.names[size].size();
+    for (std::size_t i = 0; i < size; ++i) {
+        const core::Instruction& instruction = program.instructions[i];
+        for (const std::string& name : releases.names[i]) {
             ++num_released;
-            if (i == program.instructions.size()) continue;  // all streams have joined
-            EXPECT(home.at(name) == lane_of(program.instructions[i]));
+            EXPECT(home.at(name) == lane_of(instruction));
             for (const std::size_t user : users[name]) EXPECT(before(user, i));
             users.erase(name);
             home.erase(name);
         }
-        if (i == program.instructions.size()) break;
-        const core::Instruction& instruction = program.instructions[i];
         if (instruction.kind == core::Kind::kFree) {
             num_freed += instruction.writes.size();
             continue;
@@ -168,8 +176,24 @@ void check_releases(const core::Program& program, const Releases& releases) {
     EXPECT(num_freed > 0 && num_released == num_freed);
 }
 
+// Values have 8 bytes, so a window of 8 has room for one of the gradients that wait for the host lane.
+core::Program windowed_program(const std::string& levels, const std::string& mode,
+                               std::int64_t window_bytes) {
+    const core::Program header = tests::small_header(levels, mode, window_bytes);
+    return core::schedule(header, tests::small_costs(header), true);
+}
+
+const std::string kWhole = "level R0 size=4 stride=1 link=near\n";
+const std::string kSharded = "level P0 size=4 stride=1 link=near\n";
+
 void memory_goes_back_where_its_own_stream_has_come_past_all_users() {
     for (const core::Program& program : programs()) {
+        const Releases releases = runtime::releases_on_streams(program);
+        check_releases(program, releases);
+        for (const auto& waits : releases.waits) EXPECT(waits.empty());  // the Program has no window
+    }
+    for (const core::Program& program :
+         {windowed_program(kWhole, "fast", 8), windowed_program(kSharded, "ordered", 128)}) {
         check_releases(program, runtime::releases_on_streams(program));
     }
 }
@@ -179,22 +203,56 @@ void on_threads_memory_goes_back_where_it_is_freed() {
     const Releases releases = runtime::releases_on_threads(program);
     for (std::size_t i = 0; i < program.instructions.size(); ++i) {
         const bool frees = program.instructions[i].kind == core::Kind::kFree;
-        EXPECT(releases[i] == (frees ? program.instructions[i].writes : core::Names{}));
+        EXPECT(releases.names[i] == (frees ? program.instructions[i].writes : core::Names{}));
     }
-    EXPECT(releases.back().empty());
+    EXPECT(releases.names.back().empty());
 }
 
-// The window bounds what is gathered at once; queueing ahead of the device must not widen it.
-void the_window_bounds_memory_on_streams_too() {
-    const std::string sharded = "level P0 size=4 stride=1 link=near\n";
-    const core::Program header = tests::small_header(sharded, "fast", 128);
-    const core::Program program = core::schedule(header, tests::small_costs(header), true);
+// What is freed in another lane than its own, and has not gone back when its lane queues the next
+// instruction.
+std::int64_t most_bytes_kept(const core::Program& program, const Releases& releases, std::size_t lane) {
+    std::map<std::string, std::size_t> home;
+    std::map<std::string, std::int64_t> kept;
+    std::int64_t most = 0;
+    for (std::size_t i = 0; i < program.instructions.size(); ++i) {
+        const core::Instruction& instruction = program.instructions[i];
+        for (const std::string& name : instruction.writes) {
+            if (instruction.kind != core::Kind::kFree) home.try_emplace(name, lane_of(instruction));
+            if (instruction.kind == core::Kind::kFree && home.at(name) == lane) kept[name] = 8;
+        }
+        for (const std::string& name : releases.names[i]) kept.erase(name);
+        std::int64_t bytes = 0;
+        for (const auto& [name, size] : kept) bytes += size;
+        if (lane_of(instruction) == lane) most = std::max(most, bytes);
+    }
+    return most;
+}
+
+// Whole gradients are added up by the host lane, and the compute lane waits for it nowhere in the step.
+void a_home_waits_for_users_when_more_than_a_window_has_been_freed() {
+    const auto compute = static_cast<std::size_t>(core::Lane::kCompute);
+    const core::Program free_running = windowed_program(kWhole, "fast", 0);
+    EXPECT(most_bytes_kept(free_running, runtime::releases_on_streams(free_running), compute) > 8);
+    const core::Program bounded = windowed_program(kWhole, "fast", 8);
+    const Releases releases = runtime::releases_on_streams(bounded);
+    EXPECT(most_bytes_kept(bounded, releases, compute) == 8);
+    for (std::size_t i = 0; i < bounded.instructions.size(); ++i) {
+        for (const std::size_t user : releases.waits[i]) {
+            EXPECT(user < i && lane_of(bounded.instructions[i]) == compute &&
+                   lane_of(bounded.instructions[user]) != compute);
+        }
+    }
+}
+
+// The Program's window of gathered parameters needs no such waits: queueing ahead does not widen it.
+void the_window_of_parameters_holds_on_streams_too() {
+    const core::Program program = windowed_program(kSharded, "fast", 128);
     const Releases releases = runtime::releases_on_streams(program);
     std::map<std::string, std::int64_t> bytes;
     for (const core::Buffer& buffer : program.buffers) bytes[buffer.name] = buffer.bytes;
     std::set<std::string> gathered;
     for (std::size_t i = 0; i < program.instructions.size(); ++i) {
-        for (const std::string& name : releases[i]) gathered.erase(name);
+        for (const std::string& name : releases.names[i]) gathered.erase(name);
         if (program.instructions[i].kind == core::Kind::kGather) {
             gathered.insert(program.instructions[i].writes[0]);
         }
@@ -214,6 +272,7 @@ int main() {
     an_order_that_can_not_be_queued_is_refused();
     memory_goes_back_where_its_own_stream_has_come_past_all_users();
     on_threads_memory_goes_back_where_it_is_freed();
-    the_window_bounds_memory_on_streams_too();
+    a_home_waits_for_users_when_more_than_a_window_has_been_freed();
+    the_window_of_parameters_holds_on_streams_too();
     return tests::failures != 0;
 }

@@ -18,9 +18,9 @@ from internevo_engine.program import Lane, Program
 from internevo_engine.runtime.executor import Executor
 from internevo_engine.runtime.interpreter import Interpreter
 from internevo_engine.runtime.launch import ALONE, Place
-from internevo_engine.runtime.transfers import routes
 from tests.ranks import run_ranks
 from tests.runtime.linear_step import OPTIM, Plan, batches_of, bind, program, whole_states
+from tests.runtime.test_nccl_routes import nccl_routes
 
 STEPS = 2
 LANES = get_args(Lane)
@@ -130,16 +130,18 @@ PLANS = {
 
 
 @pytest.mark.parametrize("world", PLANS)
-def test_on_streams_bits_are_the_interpreters_and_the_order_is_the_programs(
+def test_on_streams_bits_are_the_interpreters_and_the_order_holds_the_programs(
     world: int, guard: Path, tmp_path: Path
 ) -> None:
     for outcomes in run_ranks(train_on_streams, world, tmp_path, guard, PLANS[world]):
         for plan, outcome in zip(PLANS[world], outcomes, strict=True):
             for name, expected in outcome["interpreter"].items():
                 assert torch.equal(outcome["streams"][name], expected), name
-            expected_order = program_order(program(plan, world))
+            needed = program_order(program(plan, world))
+            found = recorded_order(outcome["log"], len(needed))
             assert "host" not in outcome["log"]
-            assert recorded_order(outcome["log"], len(expected_order)) == expected_order
+            assert all(map(set.issuperset, found, needed))  # and what memory asks for; see csrc/tests/test_streams.cpp
+            assert any(len(before) < number for number, before in enumerate(found)) == plan.overlap
             assert len({line.split()[1] for line in outcome["log"].splitlines()}) == len(LANES)
 
 
@@ -160,7 +162,8 @@ def need_gpus(number: int) -> None:
 
 def train_on_gpu(place: Place, plan: Plan) -> dict[str, Tensor]:
     torch.cuda.set_device(place.local_rank)
-    outcome = train(Executor, place, plan, device=f"cuda:{place.local_rank}", routes=routes("nccl", plan.mode, F32))
+    nccl = nccl_routes(program(plan, place.world), plan)
+    outcome = train(Executor, place, plan, device=f"cuda:{place.local_rank}", **nccl)
     return {name: tensor.cpu() for name, tensor in outcome.items()}
 
 
