@@ -1,6 +1,6 @@
 """Engine: training steps of any module, for the loop and for people with a loop of their own.
 
-    engine = Engine(model, loss_fn, steps=1000, optim={"lr": 1e-3}, grad_accum=2)
+    engine = Engine(model, loss_fn, optim={"lr": 1e-3}, zero={"optim": "world"}, grad_accum=2, steps=1000)
     result = engine.step([batch, other_batch])
 
 Settings and the module's parameter table become a plan here; `graph.mode` decides once what a step is: a captured
@@ -92,7 +92,7 @@ class Engine(Generic[B]):
         model: nn.Module,
         loss_fn: LossFunction,
         *,
-        steps: int,
+        steps: int | None = None,
         grad_accum: int = 1,
         world_invariant: bool = False,
         optim: OptimConfig | Keys | None = None,
@@ -111,7 +111,7 @@ class Engine(Generic[B]):
         Args:
             loss_fn: (model, batch) -> (sum of the loss over valid tokens, their number), both 0-dim, or a mean (0-dim),
                 which counts as 1 whatever the batch holds.
-            steps: updates that the learning-rate schedule is made for.
+            steps: updates that the learning-rate schedule is made for; None: the rate stays optim.lr.
             grad_accum: micro-batches of this rank in one step.
             world_invariant: see RunConfig; rank r of W must take micro-batch m * W + r of a step as its m-th, and every
                 rank compute with equally many threads.

@@ -416,3 +416,11 @@ def test_the_count_may_be_part_of_the_batch() -> None:
     for each in data:
         parts.forward_backward(each)
     assert whole.step(data) == parts.optimizer_step()
+
+
+def test_a_schedule_without_an_end_is_refused_and_a_plain_rate_stays():
+    with pytest.raises(ConfigError, match=r"optim.schedule needs an end of the schedule; pass steps="):
+        Engine(nn.Linear(2, 1), lambda model, x: model(x).sum(), optim={"schedule": "wsd"})
+    engine = Engine(nn.Linear(2, 1), lambda model, x: model(x).sum(), optim={"lr": 1e-3}, graph={"mode": "hooks"})
+    assert [engine.step([torch.ones(1, 2)]).lr for _ in range(3)] == [1e-3] * 3
+    engine.close()

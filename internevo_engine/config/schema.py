@@ -120,8 +120,8 @@ class GraphConfig(Section):
 class StepConfig(Section):
     """What decides a training step of any model: what an Engine is given, and what a plan keeps of a Config."""
 
-    steps: Positive
-    """Optimizer updates that the learning-rate schedule is made for."""
+    steps: Positive | None = None
+    """Optimizer updates that the learning-rate schedule is made for; null: no end is known, the rate stays optim.lr."""
     grad_accum: Positive = 1
     """Micro-batches of one rank in one step."""
     world_invariant: bool = False
@@ -130,6 +130,13 @@ class StepConfig(Section):
     zero: ZeroConfig = ZeroConfig()
     comm: CommConfig = CommConfig()
     graph: GraphConfig = GraphConfig()
+
+    @model_validator(mode="after")
+    def _schedule_has_an_end(self) -> "StepConfig":
+        asked = self.optim.model_fields_set & {"schedule", "warmup_ratio", "decay_ratio", "eta_min"}
+        if self.steps is None and asked and self.optim.schedule != "constant":
+            raise ValueError(f"optim.{min(asked)} needs an end of the schedule; pass steps=..., the updates of the run")
+        return self
 
 
 class LaunchConfig(Section):

@@ -30,11 +30,14 @@ def _constant(optim: OptimConfig, _progress: float, _decay_share: float) -> floa
 SHAPES: Mapping[str, Shape] = {"cosine": _cosine, "wsd": _stable_then_decay, "constant": _constant}
 
 
-def learning_rate(optim: OptimConfig, step: int, num_steps: int) -> float:
+def learning_rate(optim: OptimConfig, step: int, num_steps: int | None) -> float:
     """Learning rate of update number `step`, counted from 0, in a run of `num_steps`.
 
-    The last warm-up step reaches optim.lr, the last step of cosine and wsd reaches optim.eta_min.
+    The last warm-up step reaches optim.lr, the last step of cosine and wsd reaches optim.eta_min. In a run without a
+    known end (None) the rate is optim.lr after init_steps.
     """
+    if num_steps is None:
+        return optim.lr if step >= optim.init_steps else 0.0
     warmup_steps = round(optim.warmup_ratio * num_steps)
     first = optim.init_steps + warmup_steps
     if step < optim.init_steps:

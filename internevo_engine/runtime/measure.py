@@ -14,7 +14,7 @@ import torch
 
 from internevo_engine.models.initialize import TORCH_DTYPES
 from internevo_engine.plan.plan import Plan
-from internevo_engine.program import Level
+from internevo_engine.program import Level, Mode
 from internevo_engine.runtime import stored_costs
 from internevo_engine.runtime.communicator import Communicator
 from internevo_engine.runtime.extension import load_extension
@@ -151,7 +151,8 @@ class _Trial:
     def __init__(self, transfer: Transfer, level: Level, plan: Plan, communicator: Communicator) -> None:
         self._transfer: Transfer = transfer
         self._level, self._communicator = level, communicator
-        self._mode, self._wire, self._sizes = plan.mode, TORCH_DTYPES[plan.config.comm.wire], _sizes(plan)
+        self._mode: Mode = plan.mode
+        self._wire, self._sizes = TORCH_DTYPES[plan.config.comm.wire], _sizes(plan)
         lane = "gather" if transfer == "all_gather" else level.link
         self._group = communicator.group_names[lane, level.name]
 

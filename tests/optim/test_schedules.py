@@ -43,3 +43,8 @@ def test_constant_stays_and_no_warm_up_starts_high():
 
 def test_a_run_that_is_all_warm_up_is_legal():
     assert rates(4, warmup_ratio=1.0) == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_a_run_without_a_known_end_keeps_its_rate():
+    optim = OptimConfig(lr=1e-3, init_steps=2)
+    assert [learning_rate(optim, step, None) for step in (0, 1, 2, 10**6)] == [0.0, 0.0, 1e-3, 1e-3]
