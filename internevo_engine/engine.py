@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import isfinite, sqrt
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 from uuid import uuid4
 
 import torch
@@ -37,31 +37,15 @@ from internevo_engine.program import Program
 from internevo_engine.runtime.agreement import agree_on
 from internevo_engine.runtime.communicator import Communicator, default_place
 from internevo_engine.runtime.extension import load_extension
-from internevo_engine.runtime.graph_step import GraphStep
-from internevo_engine.runtime.hooks_step import HooksStep
 from internevo_engine.runtime.launch import Place
 from internevo_engine.runtime.optimizers import OPTIMIZERS
 from internevo_engine.runtime.sharded_state import ShardedState
+from internevo_engine.runtime.steps import STEPS, Step
 
 B = TypeVar("B")
 """A micro-batch: a dataclass, a mapping, a sequence or a tensor; tensors are moved to the model's device."""
 
 Keys = Mapping[str, object]
-
-
-class Step(Protocol):
-    """What graph.mode chooses: see GraphStep and HooksStep."""
-
-    @property
-    def program(self) -> Program | None: ...
-    @property
-    def kept_bytes(self) -> int: ...
-    def forward_backward(self, number: int, batch: object) -> tuple[Tensor, Tensor]: ...
-    def finish(self, micro_batches: Sequence[object], *, lr: float, step: int, stop: bool) -> list[float]: ...
-    def close(self) -> None: ...
-
-
-STEPS: Mapping[str, type[GraphStep] | type[HooksStep]] = {"graph": GraphStep, "hooks": HooksStep}
 KEPT_CHECKPOINTS = 3
 """By `Engine.save`; the loop has checkpoint.keep."""
 

@@ -12,10 +12,9 @@ the fingerprint); csrc/core/program.h reads and writes the very same text. A Pro
     buffer param[0] bytes=2048 persistent           what belongs to a bucket
     0 gather refresh bucket[0] m=- level=OS0 bytes=1024 cost=41 reads=param[0] writes=param[0] after=-
 
-A lane executes its instructions one after the other; `after` names the instructions of other lanes that must have
-ended before. Value `%h0` of micro-batch 1 is the operand `%m1.h0`. A collective runs in the communicator of its
-(lane, level), so two lanes on one level never mix. A transient buffer or value lives from the instruction that
-writes it to the `free` that names it; persistent buffers, and values that no call writes, are there from the start.
+A lane executes its instructions one by one; `after` names those of other lanes that must have ended before. Value
+`%h0` of micro-batch 1 is the operand `%m1.h0`. A collective runs in the communicator of its (lane, level). A transient
+buffer or value lives from its writer to the `free` that names it; all others are there from the start.
 """
 
 import hashlib
