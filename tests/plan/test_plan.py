@@ -49,9 +49,9 @@ def test_a_group_that_does_not_divide_names_those_that_do():
     ("world", "override", "message"),
     [
         (12, "comm.wire=fp32", "needs powers of two, found world=12; use 8 or 16"),
-        (8, "data.grad_accum=6", "needs powers of two, found data.grad_accum=6; use 4 or 8"),
+        (8, "data.grad_accum=6", "needs powers of two, found grad_accum=6; use 4 or 8"),
         (8, "comm.wire=bf16", "needs comm.wire=fp32, found bf16"),
-        (8, "graph.mode=hooks", "run.world_invariant=true needs graph.mode=graph"),
+        (8, "graph.mode=hooks", "world_invariant=true needs graph.mode=graph"),
     ],
 )
 def test_world_invariance_refuses_what_would_break_it(world, override, message):
@@ -60,13 +60,13 @@ def test_world_invariance_refuses_what_would_break_it(world, override, message):
 
 
 def test_world_invariance_is_ordered_with_a_sum_for_every_doubling_of_micro_batches():
-    plain, invariant = (
-        plan_of("7B.yaml", f"run.world_invariant={asked}", "data.grad_accum=8") for asked in ("false", "true")
+    (_, plain), (config, invariant) = (
+        run_of("7B.yaml", f"run.world_invariant={asked}", "data.grad_accum=8") for asked in ("false", "true")
     )
     assert (plain.mode, invariant.mode) == ("fast", "invariant")
     numel = sum(bucket.numel for bucket in plain.buckets)
     assert invariant.memory.gradients == 4 * numel // 8 * 4  # of 1, 2, 4 and 8 micro-batches; fp32 over zero.optim=8
-    assert "any power of two of ranks" in describe(invariant)
+    assert "any power of two of ranks" in describe(config, invariant)
 
 
 def test_uneven_hosts_are_refused():
