@@ -8,20 +8,38 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from internevo_engine.config.load import load_config
-    from internevo_engine.config.schema import Config
-    from internevo_engine.engine import Engine
+    from internevo_engine.config.schema import CommConfig, Config, GraphConfig, OptimConfig, ZeroConfig
+    from internevo_engine.engine import Engine, StepResult
     from internevo_engine.loop.train import train
     from internevo_engine.plan.plan import Plan, make_plan
     from internevo_engine.plan.topology import Topology
 
 __version__ = "0.1.0"
-__all__ = ["Config", "Engine", "Plan", "Topology", "load_config", "make_plan", "train"]
+__all__ = [
+    "CommConfig",
+    "Config",
+    "Engine",
+    "GraphConfig",
+    "OptimConfig",
+    "Plan",
+    "StepResult",
+    "Topology",
+    "ZeroConfig",
+    "load_config",
+    "make_plan",
+    "train",
+]
 
 _HOME = {
+    "CommConfig": "config.schema",
     "Config": "config.schema",
     "Engine": "engine",
+    "GraphConfig": "config.schema",
+    "OptimConfig": "config.schema",
     "Plan": "plan.plan",
+    "StepResult": "engine",
     "Topology": "plan.topology",
+    "ZeroConfig": "config.schema",
     "load_config": "config.load",
     "make_plan": "plan.plan",
     "train": "loop.train",

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -149,17 +150,6 @@ def test_a_loop_of_ones_own_has_the_bits_of_step(keys: dict[str, Any]) -> None:
     train_both_ways(Place(0, 1, 0, 1, ""), keys)
 
 
-def train_all_both_ways(place: Place) -> None:
-    for sizes in ({}, {"optim": 2}, {"param": 2, "grad": 2, "optim": 2}):
-        for keys in WAYS:
-            if "param" not in sizes or keys != WAYS[1]:
-                train_both_ways(place, {**keys, "zero": sizes})
-
-
-def test_a_loop_of_ones_own_has_the_bits_of_step_on_two_ranks(tmp_path: Path) -> None:
-    run_ranks(train_all_both_ways, 2, tmp_path)
-
-
 def plain_losses(model: nn.Module, loss_fn: Any) -> list[float]:
     """torch's AdamW and clip on the mean over all that is counted; decay for matrices only, a cosine by hand."""
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -200,58 +190,86 @@ def test_tied_frozen_and_unused_parameters_train_as_in_torch(loss_fn: Any, mode:
 # Two ranks.
 
 
-def step_from_different_weights(place: Place) -> dict[str, Tensor]:
+def train_all_both_ways(place: Place) -> None:
+    for sizes in ({"optim": 2}, {"param": 2, "grad": 2, "optim": 2}):
+        for keys in WAYS:
+            if "param" not in sizes or "graph" not in keys:
+                train_both_ways(place, {**keys, "zero": sizes})
+
+
+def weights_of_an_engine_from_other_weights(place: Place) -> dict[str, Tensor]:
     engine = engine_of(tied(seed=place.rank), zero={"param": 2, "grad": 2, "optim": 2})
-    assert engine.plan.levels
-    before = engine.state_dict()
-    engine.step(batches(0, place.rank, 2))
-    engine.close()
-    return before
+    return outcome(engine)
 
 
-def test_every_rank_gets_the_parameters_of_rank_0(tmp_path: Path) -> None:
-    for state in run_ranks(step_from_different_weights, 2, tmp_path):
-        assert all(torch.equal(state[name], tensor) for name, tensor in tied(seed=0).state_dict().items())
-
-
-def train_two_engines(place: Place) -> tuple[list[float], list[float]]:
-    def losses(interleaved: bool) -> list[float]:
-        engines = [engine_of(tied(), zero={"optim": 2}), engine_of(tied(1), mean_loss, graph={"mode": "hooks"})]
-        found: list[float] = []
-        for data in (batches(step, place.rank, 2) for step in range(STEPS)):
-            if interleaved:
-                for each in data:
-                    for engine in engines:
-                        engine.forward_backward(each)
-                found += [engine.optimizer_step().loss for engine in engines]
-            else:
-                found += [engine.step(data).loss for engine in engines]
-        for engine in engines:
-            engine.close()
-        return found
-
-    return losses(interleaved=False), losses(interleaved=True)
-
-
-def test_two_engines_live_in_one_process(tmp_path: Path) -> None:
-    for apart, interleaved in run_ranks(train_two_engines, 2, tmp_path):
-        assert apart == interleaved
-        assert len(set(apart)) == 2 * STEPS
+def losses_of_two_engines(place: Place, *, interleaved: bool) -> list[float]:
+    engines = [engine_of(tied(), zero={"optim": 2}), engine_of(tied(1), mean_loss, graph={"mode": "hooks"})]
+    losses: list[float] = []
+    for data in (batches(step, place.rank, 2) for step in range(STEPS)):
+        if interleaved:
+            for each in data:
+                for engine in engines:
+                    engine.forward_backward(each)
+            losses += [engine.optimizer_step().loss for engine in engines]
+        else:
+            losses += [engine.step(data).loss for engine in engines]
+    for engine in engines:
+        engine.close()
+    return losses
 
 
 def disagree(place: Place) -> str:
-    try:
+    with pytest.raises(RanksDisagreeError) as error:
         engine_of(tied(), optim={**OPTIM, "clip": 1.0 + place.rank})
-    except RanksDisagreeError as error:
-        return str(error)
-    return "nobody noticed"
+    return str(error.value)
 
 
-def test_ranks_with_different_settings_are_told(tmp_path: Path) -> None:
-    for rank, text in enumerate(run_ranks(disagree, 2, tmp_path)):
-        assert text.startswith(f"rank {rank} would run another plan than rank {1 - rank}: line 3: ")
-        assert "clip=1.0" in text
-        assert "clip=2.0" in text
+@dataclass(frozen=True)
+class Seen:
+    """By one of two ranks."""
+
+    weights: dict[str, Tensor]
+    apart: list[float]
+    interleaved: list[float]
+    disagreement: str
+
+
+def live_on_two_ranks(place: Place) -> Seen:
+    """One process for all: starting ranks costs more than all that they do here."""
+    train_all_both_ways(place)
+    return Seen(
+        weights_of_an_engine_from_other_weights(place),
+        losses_of_two_engines(place, interleaved=False),
+        losses_of_two_engines(place, interleaved=True),
+        disagree(place),
+    )
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Seen]:
+    return run_ranks(live_on_two_ranks, 2, tmp_path_factory.mktemp("ranks"))
+
+
+def test_on_two_ranks_too_a_loop_of_ones_own_has_the_bits_of_step(two_ranks: list[Seen]) -> None:
+    assert len(two_ranks) == 2, "each compared its engines"
+
+
+def test_every_rank_gets_the_parameters_of_rank_0(two_ranks: list[Seen]) -> None:
+    for seen in two_ranks:
+        assert all(torch.equal(seen.weights[name], tensor) for name, tensor in tied(seed=0).state_dict().items())
+
+
+def test_two_engines_live_in_one_process(two_ranks: list[Seen]) -> None:
+    for seen in two_ranks:
+        assert seen.apart == seen.interleaved
+        assert len(set(seen.apart)) == 2 * STEPS
+
+
+def test_ranks_with_different_settings_are_told(two_ranks: list[Seen]) -> None:
+    for rank, seen in enumerate(two_ranks):
+        assert seen.disagreement.startswith(f"rank {rank} would run another plan than rank {1 - rank}: line 3: ")
+        assert "clip=1.0" in seen.disagreement
+        assert "clip=2.0" in seen.disagreement
 
 
 # Mistakes.

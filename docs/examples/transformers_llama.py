@@ -35,7 +35,7 @@ def main() -> None:
     torch.manual_seed(0)
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, max_position_embeddings=SEQ_LEN, **shape))
-    engine = Engine(model, mean_loss, steps=STEPS, optim={"lr": 3e-3}, graph=COMPILER, say=print)
+    engine = Engine(model, mean_loss, steps=STEPS, optim={"lr": 1e-2}, graph=COMPILER, say=print)
     data = torch.Generator().manual_seed(1)
     for step in range(STEPS):
         result = engine.step([counting(data)])
