@@ -76,9 +76,9 @@ def test_a_loop_of_ones_own_learns() -> None:
 def test_a_llama_of_transformers_learns_to_count() -> None:
     text = run(sys.executable, EXAMPLES / "transformers_llama.py", "eager").stdout
     losses = losses_of(text)
-    assert losses[0] > 4.5
-    assert losses[-1] < 1.5
-    assert float(text.split("held-out loss ")[1]) < 1.5
+    assert losses[0] > 4.5, "log(128) is 4.85"
+    assert losses[-1] < losses[0] / 2
+    assert float(text.split("held-out loss ")[1]) < losses[0] / 2
 
 
 def test_two_ranks_by_torchrun_learn() -> None:
