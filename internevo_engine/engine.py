@@ -29,7 +29,13 @@ from internevo_engine.config.schema import CommConfig, GraphConfig, OptimConfig,
 from internevo_engine.errors import CheckpointError, DataError, NumbersError, UsageError
 from internevo_engine.graph.batch import move
 from internevo_engine.graph.loss import LossFunction, loss_and_count
-from internevo_engine.graph.module import evaluating, parameter_table, place_of, trained_parameters, untrained_tensors
+from internevo_engine.graph.module import (
+    device_and_dtype,
+    evaluating,
+    parameter_table,
+    trained_parameters,
+    untrained_tensors,
+)
 from internevo_engine.optim.schedules import learning_rate
 from internevo_engine.plan.plan import plan_step
 from internevo_engine.plan.topology import Topology
@@ -114,7 +120,7 @@ class Engine(Generic[B]):
         config = step_config(steps=steps, grad_accum=grad_accum, world_invariant=world_invariant, **given)
         load_extension()
         place = place or default_place()
-        device, dtype = place_of(model)
+        device, dtype = device_and_dtype(model)
         topology = Topology(place.world, place.local_world, device.type)
         self.plan = plan_step(config, parameter_table(model), topology, dtype=dtype)
         self._communicator = Communicator(place, device, self.plan.levels)

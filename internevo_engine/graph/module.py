@@ -57,7 +57,7 @@ def untrained_tensors(model: nn.Module) -> Iterator[Tensor]:
     return chain((p for p in model.parameters() if not p.requires_grad), model.buffers())
 
 
-def place_of(model: nn.Module) -> tuple[torch.device, str]:
+def device_and_dtype(model: nn.Module) -> tuple[torch.device, str]:
     """Device and dtype ('fp32' or 'bf16') of the trained parameters: they travel and are updated in flat buffers.
 
     Raises:
