@@ -33,8 +33,10 @@ def counting(generator: torch.Generator) -> dict[str, Tensor]:
 
 def main() -> None:
     torch.manual_seed(0)
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, max_position_embeddings=SEQ_LEN, **shape))
+    shape = LlamaConfig(
+        vocab_size=VOCAB, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4
+    )
+    model = LlamaForCausalLM(shape)
     engine = Engine(model, mean_loss, steps=STEPS, optim={"lr": 1e-2}, graph=COMPILER, say=print)
     data = torch.Generator().manual_seed(1)
     for step in range(STEPS):
