@@ -47,12 +47,12 @@ def _layer_of(parameter: str, layers: Set[str]) -> str:
     return next((prefix for prefix in prefixes if prefix in layers), "")
 
 
-def trained_parameters(model: nn.Module) -> tuple[nn.Parameter, ...]:
+def trained(model: nn.Module) -> tuple[nn.Parameter, ...]:
     """In the order of `parameter_table`."""
     return tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
 
 
-def untrained_tensors(model: nn.Module) -> Iterator[Tensor]:
+def untrained(model: nn.Module) -> Iterator[Tensor]:
     """Frozen parameters and buffers."""
     return chain((p for p in model.parameters() if not p.requires_grad), model.buffers())
 
