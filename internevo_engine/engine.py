@@ -12,21 +12,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import isfinite, sqrt
 from typing import Generic, TypeVar
-from uuid import uuid4
 
 import torch
 from pydantic import JsonValue
 from torch import Tensor, nn
 
-from internevo_engine.checkpoint.load import Accept, load_newest
+from internevo_engine.checkpoint.load import Accept, load_newest, whatever_verifies
 from internevo_engine.checkpoint.manifest import Manifest
 from internevo_engine.checkpoint.remote import open_storage
 from internevo_engine.checkpoint.save import Saver
-from internevo_engine.checkpoint.storage import Storage
 from internevo_engine.checkpoint.view import view_of
 from internevo_engine.config.load import step_config
 from internevo_engine.config.schema import CommConfig, GraphConfig, OptimConfig, ZeroConfig
-from internevo_engine.errors import CheckpointError, DataError, NumbersError, UsageError
+from internevo_engine.errors import DataError, NumbersError, UsageError
 from internevo_engine.graph.batch import move
 from internevo_engine.graph.loss import LossFunction, loss_and_count
 from internevo_engine.graph.module import device_and_dtype, evaluating, parameter_table, trained, untrained
@@ -46,8 +44,6 @@ B = TypeVar("B")
 """A micro-batch: a dataclass, a mapping, a sequence or a tensor; tensors are moved to the model's device."""
 
 Keys = Mapping[str, object]
-KEPT_CHECKPOINTS = 3
-"""By `Engine.save`; the loop has checkpoint.keep."""
 
 
 @dataclass(frozen=True)
@@ -150,12 +146,8 @@ class Engine(Generic[B]):
             DataError: the step has no valid token.
             LostRankError: another rank is gone.
         """
+        self._refuse_within_a_step("step()")
         expected = self.plan.config.grad_accum
-        if self._num_run:
-            raise UsageError(
-                f"step() after {self._num_run} of grad_accum={expected} micro-batches went through forward_backward(); "
-                "end that step with optimizer_step()"
-            )
         if len(micro_batches) != expected:
             raise UsageError(f"step() got {len(micro_batches)} micro-batches; grad_accum={expected}: pass {expected}")
         batches = [self._moved(batch) for batch in micro_batches]
@@ -217,49 +209,35 @@ class Engine(Generic[B]):
             yield
 
     def save(self, path: str, *, extra: Mapping[str, JsonValue] | None = None) -> None:
-        """Publish the whole training state as `path`/step-N, of which the newest three are kept. Every rank calls it.
+        """Publish the training state and `extra` as `path`/step-N; the newest three are kept. Every rank calls it.
 
-        Args:
-            path: a folder that all ranks see, or an fsspec URL.
-            extra: whatever goes with it; `load` gives it back.
+        Trained parameters, optimizer states, the number of steps; buffers and frozen parameters are the module's own.
+        `path` is a folder that all ranks see, or an fsspec URL.
 
         Raises:
+            UsageError: in the middle of a step.
             StorageError: it could not be published; what was there before still is.
         """
+        self._refuse_within_a_step("save()")
         if path not in self._savers:
-            run_id = self._communicator.agree("run id", uuid4().hex)[0]
             view = view_of(self.state, self.plan, self._communicator.rank)
-            storage = open_storage(path)
-            self._savers[path] = Saver(storage, view, self._communicator, run_id=run_id, keep=KEPT_CHECKPOINTS)
+            self._savers[path] = Saver(open_storage(path), view, self._communicator, say=self._say)
         self._savers[path].save(self.num_steps_done, dict(extra or {}))
 
-    def load(self, path: str) -> dict[str, JsonValue]:
+    def load(self, path: str, *, accept: Accept = whatever_verifies) -> Manifest:
         """Go on from the newest checkpoint in `path` that verifies, written by any plan. Every rank calls it.
 
-        Returns:
-            The `extra` it was saved with.
+        `accept` raises where a sound checkpoint is not wanted; the `extra` of what is returned is what `save` got.
 
         Raises:
+            UsageError: in the middle of a step.
             CheckpointError: there is none that verifies; the engine's state may be half replaced.
         """
-        manifest = self.load_newest(open_storage(path))
-        if manifest is None:
-            raise CheckpointError(f"{path} holds no checkpoint: a folder with step-N folders in it is needed")
-        return manifest.extra
-
-    def load_newest(
-        self,
-        storage: Storage,
-        *,
-        accept: Accept = lambda manifest: None,
-        say: Callable[[str], None] = lambda text: None,
-    ) -> Manifest | None:
-        """As `load`; None where there is no checkpoint at all. See checkpoint/load.py."""
+        self._refuse_within_a_step("load()")
         view = view_of(self.state, self.plan, self._communicator.rank)
-        manifest = load_newest(storage, view, self._communicator, accept=accept, say=say)
-        if manifest is not None:
-            self.state.adopt_masters()
-            self.num_steps_done = manifest.step
+        manifest = load_newest(open_storage(path), view, self._communicator, accept=accept, say=self._say)
+        self.state.adopt_masters()
+        self.num_steps_done = manifest.step
         return manifest
 
     def close(self) -> None:
@@ -267,6 +245,13 @@ class Engine(Generic[B]):
         if self._step is not None:
             self._step.close()
         self._communicator.close()
+
+    def _refuse_within_a_step(self, call: str) -> None:
+        if self._num_run:
+            raise UsageError(
+                f"{call} after {self._num_run} of grad_accum={self.plan.config.grad_accum} micro-batches went through "
+                "forward_backward(); end that step with optimizer_step()"
+            )
 
     def _moved(self, batch: B) -> B:
         return move(batch, self._communicator.device)

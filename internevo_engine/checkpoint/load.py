@@ -32,23 +32,24 @@ Accept = Callable[[Manifest], None]
 """Raises what should end the search, such as ConfigError, where the checkpoint is sound but not wanted."""
 
 
+def whatever_verifies(manifest: Manifest) -> None:
+    """Accept any."""
+
+
 def load_newest(
     storage: Storage,
     view: ShardedView,
     communicator: Communicator,
     *,
-    accept: Accept = lambda manifest: None,
+    accept: Accept = whatever_verifies,
     say: Callable[[str], None] = lambda text: None,
-) -> Manifest | None:
+) -> Manifest:
     """Fill the view's tensors; the caller still has to let the parameters follow. Every rank calls it.
 
     Checkpoints that were refused are renamed, so that the run can save the same steps again.
 
-    Returns:
-        What was loaded; None: there is no checkpoint.
-
     Raises:
-        CheckpointError: there are checkpoints and none verifies; the tensors may be half filled.
+        CheckpointError: there is none that verifies; the tensors may be half filled.
     """
     steps = json.loads(communicator.agree(f"checkpoints at {storage.url}", json.dumps(storage.steps()))[0])
     refused: list[str] = []
@@ -62,9 +63,9 @@ def load_newest(
             return manifest
         refused.append(problem)
         say(f"checkpoint step-{step} is refused: {problem}")
-    if refused:
-        raise CheckpointError(f"no checkpoint in {storage.url} verifies; of {len(refused)}, the newest: {refused[0]}")
-    return None
+    if not refused:
+        raise CheckpointError(f"{storage.url} holds no checkpoint: a folder with step-N folders in it is needed")
+    raise CheckpointError(f"no checkpoint in {storage.url} verifies; of {len(refused)}, the newest: {refused[0]}")
 
 
 def read_manifest(folder: Folder, step: int) -> Manifest:

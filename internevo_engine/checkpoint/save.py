@@ -59,8 +59,8 @@ class Saver:
         view: ShardedView,
         communicator: Communicator,
         *,
-        run_id: str,
-        keep: int,
+        run_id: str | None = None,
+        keep: int = 3,
         rate_mb: float | None = None,
         published_step: int | None = None,
         say: Callable[[str], None] = lambda text: None,
@@ -68,7 +68,8 @@ class Saver:
         """Allocate the host buffer, and make sure that the storage can be written.
 
         Args:
-            keep: checkpoints kept.
+            run_id: who trains; None: a new one.
+            keep: checkpoints kept, the newest.
             rate_mb: most megabytes a second that this rank writes while training goes on.
             published_step: the checkpoint that the state was loaded from; it is not saved again.
             say: hears of failures and waits.
@@ -77,10 +78,11 @@ class Saver:
             StorageError: the storage can't be written.
         """
         self._storage, self._view, self._communicator = storage, view, communicator
-        self._run_id, self._keep, self._rate_mb, self._say = run_id, keep, rate_mb, say
+        self._keep, self._rate_mb, self._say = keep, rate_mb, say
         if communicator.rank == 0:
             storage.prepare()
-        self._prefix = communicator.agree(f"attempt at {storage.url}", uuid4().hex[:8])[0]
+        number = communicator.agree(f"attempt at {storage.url}", uuid4().hex)[0]
+        self._prefix, self._run_id = number[:8], run_id or number
         self._snapshot = Snapshot(view) if view.is_writer else None
         self._num_saves, self._num_failures = 0, 0
         self._published_step = published_step

@@ -87,9 +87,7 @@ def resume(
             )
         return Start(run_id)
     same_run = partial(accept, config=config, plan=engine.plan, data=data, run_id=run_id)
-    manifest = engine.load_newest(storage, accept=same_run, say=recorder.say)
-    if manifest is None:
-        raise CheckpointError(f"the checkpoints in {storage.url} vanished while the run was started; start it again")
+    manifest = engine.load(storage.url, accept=same_run)
     recorder.go_on_from(manifest.step)
     return Start(manifest.run_id, manifest.step, cursor_of(manifest).tokens)
 

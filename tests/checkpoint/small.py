@@ -44,7 +44,7 @@ def publish(storage: Storage, step: int) -> None:
     saver_of(storage, step).save(step, {"step": step})
 
 
-def load(storage: Storage) -> tuple[Manifest | None, ShardedView]:
+def load(storage: Storage) -> tuple[Manifest, ShardedView]:
     view = small_view(-1)
     return load_newest(storage, view, alone()), view
 
@@ -58,7 +58,6 @@ def equal(left: ShardedView, right: ShardedView) -> bool:
 def is_sound(storage: Storage, among: tuple[int, ...]) -> bool:
     """What loads is one of these steps, and nothing else of it."""
     manifest, view = load(storage)
-    assert manifest is not None
     assert manifest.step in among, f"step {manifest.step} was loaded"
     assert manifest.extra == {"step": manifest.step}
     return equal(view, small_view(manifest.step))

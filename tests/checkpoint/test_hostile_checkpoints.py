@@ -19,7 +19,7 @@ from internevo_engine.checkpoint.load import read_into, read_manifest
 from internevo_engine.checkpoint.local import LocalFolder, LocalStorage
 from internevo_engine.checkpoint.save import Saver
 from internevo_engine.errors import CheckpointError
-from tests.checkpoint.small import alone, is_sound, load, names, publish, saver_of, small_view
+from tests.checkpoint.small import is_sound, load, names, publish, saver_of, small_view
 from tests.checkpoint.two_files import publish_two_files
 
 DATA, OTHER, MANIFEST = "rank-00000.safetensors", "rank-00001.safetensors", "manifest.json"
@@ -269,9 +269,9 @@ def test_where_none_verifies_nothing_is_loaded_and_nothing_moved(tmp_path: Path)
     assert names(tmp_path) == ["step-1", "step-2"]
 
 
-def test_no_checkpoint_at_all_is_no_error(tmp_path: Path):
-    assert load(LocalStorage(tmp_path / "nowhere"))[0] is None
-    assert alone().agree("x", "y") == ["y"]
+def test_where_no_checkpoint_is_the_error_says_what_is_needed(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="nowhere holds no checkpoint: a folder with step-N folders"):
+        load(LocalStorage(tmp_path / "nowhere"))
 
 
 def test_nothing_that_reads_a_checkpoint_knows_pickle():

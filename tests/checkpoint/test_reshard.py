@@ -12,7 +12,7 @@ from internevo_engine.checkpoint.local import LocalStorage
 from internevo_engine.checkpoint.save import Saver
 from internevo_engine.checkpoint.view import ShardedView, view_of
 from internevo_engine.engine import Engine
-from internevo_engine.errors import CheckpointError
+from internevo_engine.errors import CheckpointError, UsageError
 from internevo_engine.models.families import parameters
 from internevo_engine.models.initialize import TORCH_DTYPES
 from internevo_engine.models.loss import token_loss
@@ -23,7 +23,7 @@ from internevo_engine.runtime.launch import ALONE, Place
 from internevo_engine.runtime.optimizers import OPTIMIZERS
 from internevo_engine.runtime.sharded_state import ShardedState
 from tests.ranks import run_ranks
-from tests.test_engine import MICRO_BATCHES, SEQ_LEN, Sizes, config, documents, engine_of, model_of, pack
+from tests.test_engine import MICRO_BATCHES, Sizes, config, documents, engine_of, model_of, pack
 
 PLANS: dict[int, list[tuple[Sizes, float]]] = {
     1: [((1, 1, 1), 0.05), ((1, 1, 1), 5.0)],
@@ -56,20 +56,20 @@ def sharded(place: Place, sizes: Sizes, bucket_mb: float) -> tuple[torch.nn.Modu
     return model, communicator, ShardedState(list(model.parameters()), plan, communicator, OPTIMIZERS["adamw"]), plan
 
 
-def save_own(place: Place, folder: Path) -> None:
+def save_own(state: ShardedState, plan: Plan, communicator: Communicator, folder: Path) -> None:
     """The state that this world stands for."""
-    _, communicator, state, plan = sharded(place, *PLANS[place.world][0])
-    view = view_of(state, plan, place.rank)
-    for tensor, wanted in expected(view, place.world):
+    view = view_of(state, plan, communicator.rank)
+    for tensor, wanted in expected(view, communicator.world):
         tensor.copy_(wanted)
-    storage = LocalStorage(folder / f"from{place.world}")
-    Saver(storage, view, communicator, run_id="run", keep=1).save(1, {})
+    Saver(LocalStorage(folder / f"from{communicator.world}"), view, communicator).save(1, {})
 
 
 def load_from(place: Place, folder: Path, sources: list[int]) -> None:
-    """By every plan of this world."""
+    """By every plan of this world; the first one saves, if it is to be loaded here too."""
     for sizes, bucket_mb in PLANS[place.world]:
         model, communicator, state, plan = sharded(place, sizes, bucket_mb)
+        if place.world in sources and (sizes, bucket_mb) == PLANS[place.world][0]:
+            save_own(state, plan, communicator, folder)
         for source in sources:
             view = view_of(state, plan, place.rank)
             assert load_newest(LocalStorage(folder / f"from{source}"), view, communicator)
@@ -81,15 +81,10 @@ def load_from(place: Place, folder: Path, sources: list[int]) -> None:
                     assert torch.equal(parameter.flatten(), master.bfloat16()), (source, sizes, name)
 
 
-def save_and_load(place: Place, folder: Path, sources: list[int]) -> None:
-    save_own(place, folder)
-    load_from(place, folder, sources)
-
-
 def test_every_world_and_plan_loads_the_checkpoints_of_every_other_bit_for_bit(tmp_path: Path):
-    save_and_load(ALONE, tmp_path, [1])
-    run_ranks(save_and_load, 2, tmp_path / "two", tmp_path, [1, 2])
-    run_ranks(save_and_load, 4, tmp_path / "four", tmp_path, [1, 2, 4])
+    load_from(ALONE, tmp_path, [1])
+    run_ranks(load_from, 2, tmp_path / "two", tmp_path, [1, 2])
+    run_ranks(load_from, 4, tmp_path / "four", tmp_path, [1, 2, 4])
     run_ranks(load_from, 2, tmp_path / "two again", tmp_path, [4])
     load_from(ALONE, tmp_path, [2, 4])
 
@@ -102,11 +97,8 @@ def train(engine: Engine, steps: int) -> list[float]:
 
 def engine_in(dtype: str, mode: str) -> Engine:
     cfg = config(mode=mode, grad_accum=MICRO_BATCHES)
-    cfg = cfg.model_copy(update={"model": cfg.model.model_copy(update={"dtype": dtype})})
-    plan = make_plan(cfg, parameters(cfg.model), Topology(1, 1, "cpu"))
-    communicator = Communicator(ALONE, torch.device("cpu"), plan.levels)
     model = model_of(cfg).to(TORCH_DTYPES[dtype])
-    return Engine(model, token_loss, plan, communicator, example=pack([torch.arange(SEQ_LEN + 1)]))
+    return Engine(model, token_loss, **dict(cfg.step))
 
 
 @pytest.mark.parametrize(("mode", "dtype"), [("graph", "fp32"), ("graph", "bf16"), ("hooks", "fp32")])
@@ -132,3 +124,10 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path: Path):
 def test_loading_from_where_nothing_is_says_so(tmp_path: Path):
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         engine_of(ALONE, config()).load(str(tmp_path / "nowhere"))
+
+
+def test_a_step_that_is_not_finished_is_not_saved(tmp_path: Path):
+    engine = engine_in("fp32", "hooks")
+    engine.forward_backward(pack(list(documents(0, 0))))
+    with pytest.raises(UsageError, match=r"save\(\) after 1 of grad_accum=4 micro-batches"):
+        engine.save(str(tmp_path))
