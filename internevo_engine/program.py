@@ -137,8 +137,7 @@ class Program:
     world: int
     micro_batches: int
     mode: Mode
-    """'ordered': every micro-batch is reduced over all levels before it is accumulated; 'invariant': and accumulated
-    in a binary tree, in partial sums gsum[0].0, .1 ... of 1, 2 ... micro-batches (csrc/core/layout.h)."""
+    """'ordered': a micro-batch is reduced over all levels before it is accumulated; 'invariant': in a binary tree."""
     param_bytes: int
     """Bytes of one parameter element in the compute dtype."""
     wire_bytes: int

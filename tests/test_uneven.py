@@ -121,5 +121,6 @@ def test_a_parameter_smaller_than_its_group_is_trained_right(tmp_path: Path) -> 
 )
 def test_the_plan_says_which_bits_it_promises(world: int, keys: dict[str, str], sentence: str) -> None:
     cfg = config(reduction="ordered", **keys)
-    assert sentence in describe(make_plan(cfg, parameters(cfg.model), Topology(world, world, "cpu")))
-    assert "sums" not in describe(make_plan(config(), parameters(cfg.model), Topology(world, world, "cpu")))
+    topology = Topology(world, world, "cpu")
+    assert sentence in describe(cfg, make_plan(cfg, parameters(cfg.model), topology))
+    assert "sums" not in describe(cfg, make_plan(config(), parameters(cfg.model), topology))
