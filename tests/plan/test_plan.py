@@ -9,7 +9,6 @@ from internevo_engine.config.schema import Config
 from internevo_engine.errors import MemoryNeededError, PlanError
 from internevo_engine.models.families import parameters
 from internevo_engine.plan.plan import Plan, check_memory, describe, make_plan
-from internevo_engine.plan.reduction import promise
 from internevo_engine.plan.topology import Topology
 
 CONFIGS = Path(__file__).parents[2] / "configs"
