@@ -1,5 +1,6 @@
 """The scheduler: what it promises beyond a right result, which test_checker.py judges."""
 
+import gc
 import time
 from dataclasses import replace
 
@@ -179,10 +180,8 @@ def test_measured_rows_win_over_modelled_ones() -> None:
 
 
 def test_1024_ranks_of_7b_are_scheduled_and_checked_within_a_second() -> None:
-    seconds = []  # of this process, the least of three: a busy machine is no slower by it
-    for _ in range(3):
-        start = time.process_time()
-        program = program_7b((8, 8, 1024, 1024))
-        seconds.append(time.process_time() - start)
-        assert len(program.instructions) > 5000
-    assert min(seconds) < 1
+    gc.collect()  # else a collection of what earlier tests left may fall into this second, and takes most of it
+    start = time.perf_counter()
+    program = program_7b((8, 8, 1024, 1024))
+    assert time.perf_counter() - start < 1
+    assert len(program.instructions) > 5000
