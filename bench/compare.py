@@ -103,7 +103,7 @@ class Comparison:
             "engine_speedup": round(self.ratio(seconds, self.seconds("engine")), 3),
             "loss_difference": self.loss_difference(label),
             "last_loss": measured.losses[-1],
-            "peak_rss_bytes": measured.peak_rss_bytes,
+            "resident_bytes": measured.resident_bytes,
         }
 
 

@@ -19,6 +19,7 @@ COLUMNS = {
     "ratio_to_limit": "of the limit",
     "engine_speedup": "engine is faster by",
     "loss_difference": "loss differs by",
+    "resident_bytes": "bytes resident",
     "bytes_sent_by_host": "bytes sent by a host",
     "bytes_planned_by_host": "bytes planned",
 }

@@ -36,6 +36,12 @@ def here(world: int) -> Scenario:
     return Scenario(f"{world} ranks", Job(world), Settings(), peers)
 
 
+def all_sharded(world: int) -> Scenario:
+    """Parameters, gradients and optimizer states over all ranks: for its memory."""
+    settings = Settings(size="60M", zero=(world, world, world))
+    return Scenario(f"{world} ranks 60M sharded", Job(world), settings, ("fsdp2", "fsdp2-compiled"))
+
+
 def overlapping(name: str, job: Job, settings: Settings) -> Scenario:
     """The engine with communication beside computing and after it."""
     serial = Contestant("engine, no overlap", "engine", replace(settings, overlap=False))

@@ -10,11 +10,12 @@ import pytest
 
 from bench.compare import Scenario
 from bench.job import worlds
-from bench.scenarios import LAB, here, rows
+from bench.scenarios import LAB, all_sharded, here, rows
 from internevo_engine.runtime.launch import find_place
 from internevo_engine.runtime.machine import probe_machine
 
-HERE = tuple(here(world) for world in worlds(probe_machine(), find_place(None, os.environ)))
+WORLDS = worlds(probe_machine(), find_place(None, os.environ))
+HERE = (*map(here, WORLDS), *(all_sharded(world) for world in WORLDS if world > 1))
 
 
 @pytest.mark.parametrize(("scenario", "label"), [row for scenario in (*HERE, *LAB) for row in rows(scenario)])

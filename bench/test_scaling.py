@@ -47,7 +47,7 @@ def measured_step(run: Run, replay: Replayed, settings: Settings, world: int) ->
         flops=measured.rank_flops * measured.world,
         bytes=measured.planned_bytes,
         tokens_per_s=round(tokens / median(measured.step_s)),
-        peak_rss_bytes=measured.peak_rss_bytes,
+        resident_bytes=measured.resident_bytes,
     )
 
 

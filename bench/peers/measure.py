@@ -3,7 +3,6 @@ times and bytes, which are the rank's own and its host's.
 """
 
 import json
-import resource
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -42,7 +41,10 @@ class Measured:
     first_step_s: float
     """From building the peer to the end of the first step: capture and compilation are in it."""
     step_s: list[float]
+    bare_rss_bytes: int
+    """Resident before the peer is built: Python, torch, the process group."""
     peak_rss_bytes: int
+    """The most that was resident, building and compiling included."""
     sent_bytes: Mapping[str, float]
     """Bytes that left each interface of this host, per step, headers included."""
     planned_bytes: Mapping[str, int]
@@ -51,6 +53,11 @@ class Measured:
     @property
     def median_s(self) -> float:
         return median(self.step_s)
+
+    @property
+    def resident_bytes(self) -> int:
+        """What training took of memory, beyond the bare process."""
+        return self.peak_rss_bytes - self.bare_rss_bytes
 
     def json(self) -> str:
         """One line."""
@@ -79,6 +86,7 @@ def joined_rank(settings: Settings, place: Place) -> Iterator[Rank]:
 def measure(name: str, rank: Rank) -> Measured:
     """Build the peer, train, and count."""
     settings, place = rank.settings, rank.place
+    bare_rss_bytes = _memory("VmRSS")
     begin = time.perf_counter()
     peer = PEERS[name].build(rank)
     losses, seconds, sent = [], [], {}
@@ -105,12 +113,19 @@ def measure(name: str, rank: Rank) -> Measured:
         losses=_mean_over_ranks(losses, rank),
         first_step_s=seconds[0],
         step_s=seconds[settings.warm_up :],
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        bare_rss_bytes=bare_rss_bytes,
+        peak_rss_bytes=_memory("VmHWM"),
         sent_bytes=per_step,
         planned_bytes=peer.planned_bytes(),
     )
     peer.close()
     return measured
+
+
+def _memory(field: str) -> int:
+    """Bytes of this process, by a line of /proc/self/status."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[field].removesuffix("kB")) * 1024
 
 
 def _meet(place: Place) -> None:

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "kernels/bfloat16.h"
+#include "kernels/host_device.h"
 #include "kernels/instruction_set.h"
 
 namespace ie::kernels {
@@ -18,5 +19,22 @@ void tree_sum(float* out, const float* rows, std::int64_t num_rows, std::int64_t
               InstructionSet set = best_set());
 void tree_sum(float* out, const BFloat16* rows, std::int64_t num_rows, std::int64_t numel,
               InstructionSet set = best_set());
+
+// Device: queued on `stream`, in passes that add groups of rows; rows and `out` are 16-byte aligned.
+// `scratch` has room for scratch_rows(num_rows) rows of fp32.
+inline constexpr std::int64_t kTreeGroup = 8;
+
+inline std::int64_t num_groups(std::int64_t num_rows) {
+    return (num_rows + kTreeGroup - 1) / kTreeGroup;
+}
+
+inline std::int64_t scratch_rows(std::int64_t num_rows) {
+    return num_rows <= kTreeGroup ? 0 : num_groups(num_rows) + num_groups(num_groups(num_rows));
+}
+
+void tree_sum_cuda(float* out, const float* rows, float* scratch, std::int64_t num_rows, std::int64_t numel,
+                   Stream stream);
+void tree_sum_cuda(float* out, const BFloat16* rows, float* scratch, std::int64_t num_rows,
+                   std::int64_t numel, Stream stream);
 
 }  // namespace ie::kernels

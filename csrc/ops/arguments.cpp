@@ -100,4 +100,16 @@ kernels::AdamWStep adamw_step(double lr, double beta1, double beta2, double eps,
     return kernels::make_adamw_step({lr, beta1, beta2, eps, weight_decay, step});
 }
 
+Rows rows_to_add(const Tensor& out, const Tensor& rows) {
+    const ScalarType dtype = rows.scalar_type();
+    IE_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16,
+             "rows must be float32 or bfloat16, not ", dtype);
+    check_contiguous(rows, "rows");
+    IE_CHECK(rows.dim() == 2 && rows.size(0) > 0, "rows must be [num_rows, numel], at least one");
+    IE_CHECK(rows.size(1) == out.numel(), "a row has ", rows.size(1), " elements, but out has ", out.numel());
+    IE_CHECK(rows.device() == out.device(), "rows and out are on different devices");
+    return {flat_data(out, "out"), rows.data_ptr(), dtype == ScalarType::BFloat16, rows.size(0),
+            rows.size(1)};
+}
+
 }  // namespace ie::ops

@@ -8,6 +8,7 @@
 
 #include "kernels/adamw.h"
 #include "kernels/exact_sum.h"
+#include "kernels/tree_sum.h"
 
 namespace ie::ops {
 
@@ -35,5 +36,16 @@ std::int64_t* exact_sum(const Tensor& words, const Tensor& added);  // one, on t
 
 // Contiguous fp64, as many as the tensor has.
 const double* exact_values(const Tensor& values);
+
+// Rows to be added: contiguous [num_rows, numel] fp32 or bf16, into `out`, contiguous fp32 of numel elements
+// on their device.
+struct Rows {
+    float* out;
+    const void* data;
+    bool are_bf16;
+    std::int64_t count;
+    std::int64_t numel;
+};
+Rows rows_to_add(const Tensor& out, const Tensor& rows);
 
 }  // namespace ie::ops

@@ -60,6 +60,15 @@ Tensor exact_values_cpu(const Tensor& words) {
     return values;
 }
 
+void tree_sum_cpu(const Tensor& out, const Tensor& tensor) {
+    const Rows rows = rows_to_add(out, tensor);
+    if (rows.are_bf16) {
+        kernels::tree_sum(rows.out, static_cast<const kernels::BFloat16*>(rows.data), rows.count, rows.numel);
+    } else {
+        kernels::tree_sum(rows.out, static_cast<const float*>(rows.data), rows.count, rows.numel);
+    }
+}
+
 }  // namespace
 }  // namespace ie::ops
 
@@ -69,4 +78,5 @@ STABLE_TORCH_LIBRARY_IMPL(internevo, CPU, m) {
     m.impl("exact_add_", TORCH_BOX(&ie::ops::exact_add_cpu));
     m.impl("exact_add_squares_", TORCH_BOX(&ie::ops::exact_add_squares_cpu));
     m.impl("exact_values_", TORCH_BOX(&ie::ops::exact_values_cpu));
+    m.impl("tree_sum_", TORCH_BOX(&ie::ops::tree_sum_cpu));
 }

@@ -73,6 +73,23 @@ Tensor exact_values_cuda(const Tensor& words) {
     return values;
 }
 
+void tree_sum_cuda(const Tensor& out, const Tensor& tensor) {
+    const Rows rows = rows_to_add(out, tensor);
+    check_aligned(rows.out, "out");
+    check_aligned(rows.data, "rows");
+    const DeviceGuard guard(out.get_device_index());
+    const Tensor scratch = torch::stable::new_empty(out, {kernels::scratch_rows(rows.count) * rows.numel});
+    auto* const space = static_cast<float*>(scratch.data_ptr());
+    const kernels::Stream stream = current_stream(out);
+    if (rows.are_bf16) {
+        const auto* data = static_cast<const kernels::BFloat16*>(rows.data);
+        kernels::tree_sum_cuda(rows.out, data, space, rows.count, rows.numel, stream);
+    } else {
+        const auto* data = static_cast<const float*>(rows.data);
+        kernels::tree_sum_cuda(rows.out, data, space, rows.count, rows.numel, stream);
+    }
+}
+
 }  // namespace
 }  // namespace ie::ops
 
@@ -82,4 +99,5 @@ STABLE_TORCH_LIBRARY_IMPL(internevo, CUDA, m) {
     m.impl("exact_add_", TORCH_BOX(&ie::ops::exact_add_cuda));
     m.impl("exact_add_squares_", TORCH_BOX(&ie::ops::exact_add_squares_cuda));
     m.impl("exact_values_", TORCH_BOX(&ie::ops::exact_values_cuda));
+    m.impl("tree_sum_", TORCH_BOX(&ie::ops::tree_sum_cuda));
 }

@@ -13,4 +13,5 @@ STABLE_TORCH_LIBRARY(internevo, m) {
     m.def("exact_add_(Tensor(a!) words, Tensor values) -> ()");
     m.def("exact_add_squares_(Tensor(a!) words, Tensor x) -> ()");
     m.def("exact_values_(Tensor(a!) words) -> Tensor");
+    m.def("tree_sum_(Tensor(a!) out, Tensor rows) -> ()");
 }

@@ -1,5 +1,6 @@
 #include "runtime/transfers.h"
 
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -8,7 +9,6 @@
 #include <torch/csrc/distributed/c10d/GroupRegistry.hpp>
 
 #include "core/error.h"
-#include "kernels/tree_sum.h"
 
 namespace ie::runtime {
 namespace {
@@ -38,28 +38,12 @@ at::Tensor staged(const at::Tensor& view, at::ScalarType wire) {
     return at::empty(view.sizes(), view.options().dtype(wire)).copy_(view);
 }
 
-// rows [size, n] -> out [n] fp32, by torch's ops where there is no kernel; rows are spent.
-void add_in_tree(const at::Tensor& out, at::Tensor rows) {
-    const std::int64_t size = rows.size(0);
-    rows = rows.to(at::kFloat);
-    for (std::int64_t step = 1; step < size; step *= 2) {
-        for (std::int64_t i = 0; i + step < size; i += 2 * step) {
-            at::Tensor sum = 2 * step < size ? rows[i] : out;
-            at::add_out(sum, rows[i], rows[i + step]);
-        }
-    }
-}
-
-// rows [size, n] on the wire -> out [n] fp32.
+// rows [size, n] on the wire -> out [n] fp32, in the tree of kernels/tree_sum.h.
 void sum_rows(const at::Tensor& out, const at::Tensor& rows) {
-    if (!rows.is_cpu()) return add_in_tree(out, rows);
-    float* const to = out.data_ptr<float>();
-    if (rows.scalar_type() == at::kFloat) {
-        kernels::tree_sum(to, rows.const_data_ptr<float>(), rows.size(0), rows.size(1));
-    } else {
-        const auto* from = static_cast<const kernels::BFloat16*>(rows.const_data_ptr());
-        kernels::tree_sum(to, from, rows.size(0), rows.size(1));
-    }
+    using Op = void(const at::Tensor&, const at::Tensor&);
+    static const auto op =
+        c10::Dispatcher::singleton().findSchemaOrThrow("internevo::tree_sum_", "").typed<Op>();
+    op.call(out, rows);
 }
 
 }  // namespace

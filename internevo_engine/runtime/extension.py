@@ -6,7 +6,7 @@ Hands on the optimizer's kernels `adamw_` and `square_sum`, and `GradBuckets`, w
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, reduce
 from importlib.util import find_spec
 
 import torch
@@ -172,6 +172,18 @@ def composed_exact_values_(words: Tensor) -> Tensor:
     return torch.ops.internevo.exact_values_(words.cpu()).to(words.device)
 
 
+def tree_sum(rows: Sequence[Tensor]) -> Tensor:
+    """((0 + 1) + (2 + 3)) + ..., in torch operations."""
+    sums = list(rows)
+    while len(sums) > 1:
+        sums = [reduce(torch.add, sums[i : i + 2]) for i in range(0, len(sums), 2)]
+    return sums[0]
+
+
+def composed_tree_sum_(out: Tensor, rows: Tensor) -> None:
+    out.copy_(tree_sum(rows.float().unbind()))
+
+
 def _on_host(add_: Callable[[Tensor, Tensor], None], words: Tensor, added: Tensor) -> Tensor:
     sums = words.cpu()
     add_(sums, added.cpu())
@@ -196,6 +208,7 @@ FAKE: dict[str, Callable[..., Tensor | None]] = {
     "exact_add_": fake_in_place,
     "exact_add_squares_": fake_in_place,
     "exact_values_": fake_exact_values_,
+    "tree_sum_": fake_in_place,
 }
 COMPOSED: dict[str, Callable[..., Tensor | None]] = {
     "adamw_": composed_adamw_,
@@ -203,4 +216,5 @@ COMPOSED: dict[str, Callable[..., Tensor | None]] = {
     "exact_add_": composed_exact_add_,
     "exact_add_squares_": composed_exact_add_squares_,
     "exact_values_": composed_exact_values_,
+    "tree_sum_": composed_tree_sum_,
 }

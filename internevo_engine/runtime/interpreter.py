@@ -14,7 +14,7 @@ from torch import Tensor
 from internevo_engine.config.schema import OptimConfig
 from internevo_engine.program import Instruction, Kind, Level, Program
 from internevo_engine.runtime.executor import Bindings, MicroBatch, inputs_of
-from internevo_engine.runtime.extension import adamw_, load_extension, square_sum
+from internevo_engine.runtime.extension import adamw_, load_extension, square_sum, tree_sum
 
 SQUARE_BLOCK = 16
 """Elements whose squares are added in a row, unless in mode 'fast'; every plan cuts a bucket between blocks."""
@@ -179,14 +179,6 @@ class Interpreter:
         rows = [torch.empty_like(own) for _ in range(self._program.world)]
         dist.all_gather(rows, own.contiguous())
         return rows
-
-
-def tree_sum(rows: Sequence[Tensor]) -> Tensor:
-    """((0 + 1) + (2 + 3)) + ..."""
-    sums = list(rows)
-    while len(sums) > 1:
-        sums = [reduce(torch.add, sums[i : i + 2]) for i in range(0, len(sums), 2)]
-    return sums[0]
 
 
 def _exact_sum(values: Iterable[float]) -> float:

@@ -28,7 +28,8 @@ FAR_BYTES = 20_000_000
 
 def outcome(label: str, seconds: float, losses: list[float]) -> Outcome:
     planned = {"far": FAR_BYTES} if label == "engine" else {}
-    numbers = {"parameters": 1, "rank_tokens": 1, "rank_flops": 1, "first_step_s": 0.0, "peak_rss_bytes": 0}
+    numbers = {"parameters": 1, "rank_tokens": 1, "rank_flops": 1, "first_step_s": 0.0}
+    numbers |= {"bare_rss_bytes": 1, "peak_rss_bytes": 3}
     bytes_of = {"sent_bytes": {"eth0": 0.0}, "planned_bytes": planned}
     measured = Measured(label, 4, 2, Settings(), "cpu", losses=losses, step_s=[seconds], **bytes_of, **numbers)
     return Outcome(measured, LINE_RATE)

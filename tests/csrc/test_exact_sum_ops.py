@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from internevo_engine.runtime.extension import COMPOSED, WORDS_PER_SUM, load_extension
+from internevo_engine.runtime.extension import COMPOSED, WORDS_PER_SUM, composed_exact_values_, load_extension
 
 load_extension()
 OPS = torch.ops.internevo
@@ -62,7 +62,7 @@ def test_what_a_build_without_nvcc_runs_on_cuda_gives_the_same_bits() -> None:
         ops["exact_add_"](words[0], x.double())
         ops["exact_add_squares_"](words[1], x)
     assert torch.equal(found, expected)
-    assert torch.equal(COMPOSED["exact_values_"](found), OPS.exact_values_(expected))
+    assert torch.equal(composed_exact_values_(found), OPS.exact_values_(expected))
 
 
 @pytest.mark.parametrize(
