@@ -15,7 +15,7 @@ from torch import Tensor
 
 from internevo_engine.runtime.extension import adamw_, load_extension, square_sum
 
-NUMEL = 16 * 2**20
+NUMEL = 64 * 2**20
 BYTES_PER_ELEMENT = 34
 LR, BETA1, BETA2, EPS, WEIGHT_DECAY, CLIP = 1e-4, 0.9, 0.95, 1e-8, 0.1, 1.0
 

@@ -9,6 +9,7 @@ and measures nothing.
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from statistics import median_low
 
 import torch
 
@@ -27,10 +28,10 @@ from internevo_engine.units import format_seconds
 
 SIZES = (32 * 1024, 512 * 1024, 8 * 1024 * 1024)
 """Bytes of the longer side. The first two give a rate."""
-ROUND_NS = 500_000_000
-"""A larger size is measured only where all its pieces together should take no longer."""
-REPEATS = 3
-"""The least of them counts."""
+ROUND_NS = 2_000_000_000
+"""What a larger size may take: it is repeated less often on slow links, and not measured where once is too long."""
+REPEATS = 5
+"""At most. Their median counts: gloo's larger pieces are now and then as fast as smaller ones, but mostly not."""
 MATMUL_NS = 2_000_000
 """A matrix product of this time is large enough to time."""
 COPY_BYTES = 32 * 1024 * 1024
@@ -92,17 +93,22 @@ def _keep(kind: JobKind, costs: CostTable, say: Callable[[str], None]) -> None:
         say(f"the measured costs can't be kept in {error.filename}: {error.strerror}; the next start measures again")
 
 
-def _best_ns(run: Callable[[], object], device: torch.device, meet: Callable[[], object] = lambda: None) -> int:
-    """The least time of a few runs; the ranks `meet` before each."""
+def _typical_ns(
+    run: Callable[[], object],
+    device: torch.device,
+    meet: Callable[[], object] = lambda: None,
+    repeats: int = REPEATS,
+) -> int:
+    """The median of a few runs; the ranks `meet` before each."""
     times: list[int] = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         meet()
         _finish(device)
         begin = time.perf_counter_ns()
         run()
         _finish(device)
         times.append(time.perf_counter_ns() - begin)
-    return max(min(times), 1)
+    return max(median_low(times), 1)
 
 
 def _finish(device: torch.device) -> None:
@@ -116,7 +122,7 @@ def _flops_per_us(dtype: torch.dtype, device: torch.device) -> int:
     while ns < MATMUL_NS:
         width *= 2
         matrix = torch.ones(width, width, dtype=dtype, device=device)
-        ns = _best_ns(lambda matrix=matrix: matrix @ matrix, device)
+        ns = _typical_ns(lambda matrix=matrix: matrix @ matrix, device)
     return max(2 * width**3 * 1000 // ns, 1)
 
 
@@ -124,8 +130,8 @@ def _memory_rate(device: torch.device) -> Rate:
     """Of a copy, which reads and writes; its latency is that of a copy of next to nothing."""
     source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
-    latency_ns = _best_ns(lambda: target[:1].copy_(source[:1]), device)
-    ns = max(_best_ns(lambda: target.copy_(source), device) - latency_ns, 1)
+    latency_ns = _typical_ns(lambda: target[:1].copy_(source[:1]), device)
+    ns = max(_typical_ns(lambda: target.copy_(source), device) - latency_ns, 1)
     return Rate(latency_ns, 2 * COPY_BYTES * 1000 // ns)
 
 
@@ -157,18 +163,18 @@ class _Trial:
         self._group = communicator.group_names[lane, level.name]
 
     def rows(self) -> Iterator[TransferTime]:
-        spent = 0
+        repeats, spent = REPEATS, 0
         for number, num_bytes in enumerate(self._sizes):
-            if number >= 2 and not self._goes_on(spent * num_bytes // self._sizes[number - 1]):
-                return
-            rows = [self._row(num_bytes, pieces) for pieces in self._pieces(num_bytes)]
-            spent = REPEATS * sum(row.ns for row in rows)
+            if number >= 2:
+                repeats = self._affordable(spent * num_bytes // self._sizes[number - 1])
+            rows = [self._row(num_bytes, pieces, repeats) for pieces in self._pieces(num_bytes) if repeats]
+            spent = sum(row.ns for row in rows)
             yield from rows
 
-    def _goes_on(self, expected_ns: int) -> bool:
-        """Rank 0 decides, by its clock."""
-        says = self._communicator.rank == 0 and expected_ns <= ROUND_NS
-        return bool(self._communicator.sum(torch.tensor([int(says)], device=self._communicator.device)).item())
+    def _affordable(self, expected_ns: int) -> int:
+        """How often a size is measured that should take so long; rank 0 decides, by its clock."""
+        says = min(REPEATS, ROUND_NS // max(expected_ns, 1)) if self._communicator.rank == 0 else 0
+        return int(self._communicator.sum(torch.tensor([says], device=self._communicator.device)).item())
 
     def _table(self, pieces: int) -> tuple[Route, ...]:
         return routes(self._communicator.backend, self._mode, self._wire, pieces)
@@ -180,7 +186,7 @@ class _Trial:
         pieces = PIECES[self._communicator.backend] if is_cut else (1,)
         return tuple(number for number in pieces if number == 1 or num_bytes >= number * LEAST_PIECE_BYTES)
 
-    def _row(self, num_bytes: int, pieces: int) -> TransferTime:
+    def _row(self, num_bytes: int, pieces: int, repeats: int) -> TransferTime:
         level, device = self._level, self._communicator.device
         numel = max(num_bytes // 4 // level.size, 1)
         numel -= numel % MOST_PIECES if numel > MOST_PIECES else 0
@@ -193,5 +199,5 @@ class _Trial:
         }[self._transfer]
         meet = torch.zeros(1, device=device)
         with self._communicator.peers_named():
-            ns = _best_ns(run, device, lambda: self._communicator.sum(meet))
+            ns = _typical_ns(run, device, lambda: self._communicator.sum(meet), repeats)
         return TransferTime(self._transfer, level.link, level.size, whole.nbytes, pieces, ns)
