@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 from internevo_engine.config.load import dump_config, load_config
 from internevo_engine.config.schema import Config
@@ -21,6 +22,7 @@ from internevo_engine.plan.topology import Topology
 from internevo_engine.runtime.attempt import SHOW_STACKS
 from internevo_engine.runtime.launch import ALONE, Place, find_place
 from internevo_engine.runtime.machine import choose_device, local_topology, probe_machine
+from internevo_engine.runtime.nursery import nurse
 from internevo_engine.runtime.supervise import supervise
 
 GPUS_PER_HOST = 8
@@ -42,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
     place = None
     try:
         arguments, overrides = parse(argv)
+        if arguments.nursery is not None:
+            return _nurse(arguments.nursery, argv)
         place = find_place(arguments.join, os.environ)
         _leave_stacks(place)
         return _run(arguments, overrides, place, argv)
@@ -99,6 +103,14 @@ def _supervise(command: Sequence[str], config: Config, plan: Plan) -> int:
     )
 
 
+def _nurse(fd: int, argv: Sequence[str]) -> int:
+    """Ranks are this very command, forked when all that they need is imported."""
+    import internevo_engine.loop.train  # noqa: F401 - it takes seconds
+
+    words = argv[: argv.index("--nursery")]
+    return nurse(fd, lambda place: leave(main([*words, "--join", place.as_join()])))
+
+
 def topology_of(config: Config, gpus: int | None) -> Topology:
     """The ranks that the bare command would start here, or `gpus` GPUs that need not be there."""
     if gpus is not None:
@@ -154,6 +166,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--schema", action="store_true", help="print the configuration's JSON Schema, for editors")
     parser.add_argument("--fresh", action="store_true", help="move an earlier run in the same folder aside, start anew")
     parser.add_argument("--join", help=argparse.SUPPRESS)
+    parser.add_argument("--nursery", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args(options)
     if arguments.config is None and not arguments.schema:
         parser.error("CONFIG is missing; try configs/demo.yaml")
@@ -178,9 +191,13 @@ def _leave_stacks(place: Place | None) -> None:
         faulthandler.register(SHOW_STACKS, place.words)
 
 
-if __name__ == "__main__":
-    code = main(sys.argv[1:])
+def leave(code: int) -> NoReturn:
+    """End the process."""
     sys.stdout.flush()
     if code not in (DONE, PREEMPTED, INTERRUPTED):
         os._exit(code)  # without teardown, which may wait for ranks that are gone
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    leave(main(sys.argv[1:]))

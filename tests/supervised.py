@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,12 @@ class Supervised:
     def __init__(self, tiny: Tiny, *options: str, nproc: int = 2, python_path: Path = ROOT) -> None:
         self.run, self.temporary = tiny.run, tiny.folder / "temporary"
         self.temporary.mkdir(exist_ok=True)
-        variables = {"PYTHONPATH": f"{python_path}:{ROOT}", "TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}
+        variables = {
+            "PYTHONPATH": f"{python_path}:{ROOT}",
+            "TMPDIR": str(self.temporary),
+            "TORCHINDUCTOR_CACHE_DIR": str(tiny.folder / "inductor"),  # torch would make it in TMPDIR
+            "OMP_NUM_THREADS": "1",
+        }
         self.process = subprocess.Popen(
             [*COMMAND, tiny.config, f"launch.nproc={nproc}", *options],
             env=os.environ | variables,
@@ -30,15 +36,23 @@ class Supervised:
         )
 
     def until_step(self, number: int) -> None:
-        """Wait for the line of this step."""
+        """Wait for the line of this step, or of a later one."""
+        while self.until_any_step() < number:
+            pass
+
+    def until_any_step(self) -> int:
+        """Wait for the next line of a step; its number."""
         assert self.process.stdout
-        assert any(line.startswith(f"step {number:>2}/") for line in self.process.stdout), self.process.communicate()
+        for line in self.process.stdout:
+            if found := re.match(r"step +(\d+)/", line):
+                return int(found[1])
+        raise AssertionError(self.process.communicate())
 
     @property
     def pids(self) -> list[int]:
         """Of the ranks that run now, in their order."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return sorted(map(int, children), key=rank_of)
+        nursery = children(self.process.pid)
+        return sorted(children(nursery[0]), key=name) if nursery else []
 
     def hurt(self, rank: int, number: signal.Signals) -> None:
         os.kill(self.pids[rank], number)
@@ -53,9 +67,13 @@ class Supervised:
         return json.loads((self.run / "failure.json").read_text())
 
 
-def rank_of(pid: int) -> int:
-    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-    return json.loads(words[words.index("--join") + 1])["rank"]
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def name(pid: int) -> str:
+    """Ranks are called 'rank 0', and so on."""
+    return Path(f"/proc/{pid}/comm").read_text()
 
 
 def is_running(pid: int) -> bool:

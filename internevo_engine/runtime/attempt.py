@@ -1,22 +1,22 @@
 """runtime: one attempt at a run: `launch.nproc` processes of this host, from their start until all have ended.
 
-The ranks are the very same command with `--join PLACE`. What they share with their parent lies in memory files, which
-the kernel drops with the last process: a store in which they meet, so that no port is opened; the board on which they
-watch each other; and for each rank its last words. Nothing is left behind, whoever is killed.
+What the ranks share with their parent lies in memory files, which the kernel drops with the last process: a store in
+which they meet, so that no port is opened; the board on which they watch each other; and for each rank its last words.
+Nothing is left behind, whoever is killed.
 """
 
-import ctypes
+import json
 import os
 import signal
-import subprocess
 import time
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
 from internevo_engine._core import Board
 from internevo_engine.errors import DONE, INTERNAL, INTERRUPTED, PREEMPTED, HangError, LostRankError
 from internevo_engine.runtime.launch import Place
+from internevo_engine.runtime.nursery import Nursery
 
 ENDED_WELL = (DONE, PREEMPTED, INTERRUPTED)
 NOT_THE_CAUSE = (None, *ENDED_WELL, LostRankError.exit_code, HangError.exit_code)
@@ -25,8 +25,6 @@ OWN_FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signa
 """Signals that a process gets for what its own code did."""
 SHOW_STACKS = signal.SIGUSR2
 """Makes a rank write the Python stacks of its threads to its words, whoever holds the GIL."""
-LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
-"""Ranks of one host need no other interface; who sets these wants another."""
 POLL_S = 0.02
 LAST_WORDS_S = 0.2
 """For the other ranks to say what they saw and to end, before they are ended."""
@@ -46,62 +44,69 @@ class End:
 class Attempt:
     """Ranks that run, within a `with` block; in it `board` and `words` can be read at any time, also of dead ranks."""
 
-    def __init__(self, command: Sequence[str], nproc: int, number: int, job: str) -> None:
-        """Start `command --join PLACE` once for every rank."""
+    def __init__(self, nursery: Nursery, nproc: int, number: int, job: str) -> None:
+        """Let the nursery start all ranks."""
         self.number = number
         self.codes: list[int | None] = [None] * nproc
         """Exit code of each rank, -N where signal N ended it; None: it runs, or had to be ended."""
-        self._files = [os.memfd_create(f"internevo {name}", 0) for name in ("store", "board", *map(str, range(nproc)))]
-        store, board, *self._words = self._files
-        self.board = Board(board, nproc)
-        self._processes = [
-            subprocess.Popen(
-                [*command, "--join", place.as_join()],
-                stdin=subprocess.DEVNULL,
-                env=LOOPBACK | os.environ,
-                start_new_session=True,  # the terminal's Ctrl-C reaches the parent alone, who passes it on once
-                pass_fds=(store, board, place.words),
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - no threads here
-            )
-            for place in (
-                Place(rank, nproc, rank, nproc, f"file:///proc/self/fd/{store}", number, board, words, job)
-                for rank, words in enumerate(self._words)
-            )
-        ]
+        self._nursery = nursery
+        self._pids: list[int] = []
+        self._files = [os.memfd_create(f"internevo {name}") for name in ("store", "board", *map(str, range(nproc)))]
+        self.board = Board(self._files[1], nproc)
+        nursery.ask_for(
+            [
+                Place(rank, nproc, rank, nproc, rendezvous="0", attempt=number, board=1, words=2 + rank, job=job)
+                for rank in range(nproc)
+            ],
+            self._files,
+        )
 
     def __enter__(self) -> "Attempt":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.send(signal.SIGKILL)  # which ends a stopped one too
-        for process in self._processes:
-            process.wait()
+        while None in self.codes:
+            self.send(signal.SIGKILL)  # which ends a stopped one too
+            self._listen()
         for file in self._files:
             os.close(file)
 
     def send(self, number: int) -> None:
-        """A signal for all that run."""
-        for process in self._processes:
-            if process.poll() is None:
-                process.send_signal(number)
+        """A signal for all that run; before they are born, for the nursery."""
+        if not self._pids:
+            self._nursery.send(number)
+        for rank, pid in enumerate(self._pids):
+            if self.codes[rank] is None:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
 
     def words(self, rank: int) -> str:
         """What the rank left: its last message, the Python stacks of a crash or a hang."""
-        return os.pread(self._words[rank], WORDS_BYTES, 0).decode(errors="replace")
+        return os.pread(self._files[2 + rank], WORDS_BYTES, 0).decode(errors="replace")
 
     def wait(self) -> End:
         """Until all have ended, of themselves or because one failed."""
         while True:
-            self._look()
+            self._listen()
             failed = [rank for rank, code in enumerate(self.codes) if code not in (None, *ENDED_WELL)]
             if failed:
                 return self._end(failed[0])
             if None not in self.codes:
                 return End(max(code for code in self.codes if code is not None))
-            time.sleep(POLL_S)
 
-    def _look(self) -> None:
-        self.codes = [process.poll() for process in self._processes]
+    def _listen(self) -> None:
+        """A moment, for the news of the nursery."""
+        message = self._nursery.hear(POLL_S)
+        if message is None:
+            return
+        if not message:
+            code = self._nursery.wait()
+            self.codes = [code if known is None else known for known in self.codes]
+        elif not self._pids:
+            self._pids = json.loads(message)
+        else:
+            rank, code = json.loads(message)
+            self.codes[rank] = code
 
     def _end(self, failed: int) -> End:
         """A rank failed: end the others, who read it on the board if they did not notice."""
@@ -109,8 +114,7 @@ class Attempt:
         self.board.report_lost(failed if hanging is None else hanging)
         deadline = time.monotonic() + LAST_WORDS_S
         while None in self.codes and time.monotonic() < deadline:
-            time.sleep(POLL_S)
-            self._look()
+            self._listen()
         return self._judge(failed)
 
     def _judge(self, failed: int) -> End:
@@ -144,9 +148,3 @@ class Attempt:
     def _last_word(self, rank: int) -> str:
         said = [line for line in self.words(rank).splitlines() if line.startswith("error: ")]
         return said[-1].removeprefix("error: ") if said else f"rank {rank} ended with code {self.codes[rank]}"
-
-
-def _die_with_parent() -> None:
-    """The kernel ends this rank when the parent dies, however that happens."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

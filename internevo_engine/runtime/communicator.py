@@ -13,6 +13,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+from torch.distributed.rendezvous import rendezvous
 
 from internevo_engine.errors import ConfigError, LostRankError
 from internevo_engine.plan.levels import cut
@@ -191,7 +192,7 @@ def joined(place: Place, backend: str) -> Iterator[None]:
         yield
         return
     try:
-        store, _, _ = next(dist.rendezvous(place.rendezvous, place.rank, place.world, timeout=JOIN_TIMEOUT))
+        store, _, _ = next(rendezvous(place.rendezvous, place.rank, place.world, timeout=JOIN_TIMEOUT))
         own = PrefixStore(f"attempt {place.attempt}", store)  # an earlier one's keys may still be there
         dist.init_process_group(backend, store=own, rank=place.rank, world_size=place.world, timeout=JOIN_TIMEOUT)
     except (RuntimeError, dist.DistError) as error:

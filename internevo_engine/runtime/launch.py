@@ -37,6 +37,11 @@ class Place:
         """The text of `--join`."""
         return json.dumps(asdict(self))
 
+    @classmethod
+    def from_join(cls, text: str) -> "Place":
+        """What `as_join` wrote."""
+        return cls(**json.loads(text))
+
 
 ALONE = Place(0, 1, 0, 1, "")
 
@@ -88,7 +93,7 @@ def find_place(join: str | None, env: Mapping[str, str]) -> Place | None:
         ConfigError: the launcher's variables are incomplete.
     """
     if join is not None:
-        return Place(**json.loads(join))
+        return Place.from_join(join)
     return next((launcher.read(env) for launcher in LAUNCHERS if launcher.started(env)), None)
 
 

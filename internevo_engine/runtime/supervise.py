@@ -15,6 +15,7 @@ from uuid import uuid4
 from internevo_engine.errors import INTERNAL, HangError, LostRankError
 from internevo_engine.runtime.attempt import ENDED_WELL, Attempt
 from internevo_engine.runtime.failure import write_failure
+from internevo_engine.runtime.nursery import Nursery
 
 RESTARTED = (LostRankError.exit_code, HangError.exit_code, INTERNAL)
 """What may not happen again. All else would: config, data, checkpoint, storage, numbers, corruption, memory."""
@@ -22,9 +23,10 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def supervise(command: Sequence[str], nproc: int, *, restarts: int, newest: Callable[[], int], run: Path) -> int:
-    """Run `command --join PLACE` for every rank, and again after a failure that another attempt may mend.
+    """Run `nproc` ranks, and again after a failure that another attempt may mend.
 
     Args:
+        command: with `--nursery FD` it becomes the nursery in which the ranks are born.
         restarts: attempts after the first one; every new checkpoint gives all of them back.
         newest: the step of the newest published checkpoint, 0 where there is none.
         run: the run folder, for failure.json.
@@ -33,9 +35,9 @@ def supervise(command: Sequence[str], nproc: int, *, restarts: int, newest: Call
         The exit code: of the attempt that ended well, or of the failure that was one too many.
     """
     job, budget = uuid4().hex, Budget(restarts, newest)
-    with _signals_passed_on() as signals:
+    with _signals_passed_on() as signals, Nursery(command) as nursery:
         for number in count():
-            with Attempt(command, nproc, number, job) as attempt:
+            with Attempt(nursery, nproc, number, job) as attempt:
                 signals.follow(attempt)
                 end = attempt.wait()
                 if end.code in ENDED_WELL:
