@@ -2,6 +2,8 @@
 
 import os
 import signal
+import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from internevo_engine.__main__ import main as verb
 from internevo_engine.loop.fingerprint import first_difference
 from tests.conftest import Tiny, make_tiny
-from tests.supervised import ROOT, Supervised, children, is_running, listening
+from tests.supervised import COMMAND, ROOT, Supervised, children, is_running, listening
 
 STEPS = 40
 ALL_EQUAL = f"{STEPS} steps are equal, bit for bit"
@@ -117,3 +119,35 @@ def test_a_run_that_is_asked_to_stop_is_not_started_again(tiny: Tiny, runs: list
     code, errors = run.end()
     assert code == 6, errors
     assert errors.rstrip().endswith("was ended by SIGTERM; not started again: it was asked to stop")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_stopped_rank_is_named_by_another_host(tiny: Tiny, stopped: int):
+    """Two ranks, each on a host of its own as Slurm tells it; rank 0 holds the store."""
+    port = str(free_port())
+    job = {"SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "a,b", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    options = [tiny.config, "run.steps=100000"]
+    ranks = [
+        subprocess.Popen(
+            [*COMMAND, *options],
+            env=os.environ | job | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": "0", "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    assert ranks[0].stdout
+    assert any(line.startswith("step      9/") for line in ranks[0].stdout)
+    ranks[stopped].send_signal(signal.SIGSTOP)
+    _, errors = ranks[1 - stopped].communicate(timeout=120)
+    ranks[stopped].kill()
+    ranks[stopped].communicate()
+    assert ranks[1 - stopped].returncode == 7, errors
+    assert f"error: rank {1 - stopped}: rank {stopped} has been silent for " in errors
