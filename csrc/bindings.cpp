@@ -2,17 +2,24 @@
 // includes none of torch's headers: torch carries another version of pybind11.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
+
+#include <csignal>
 
 #include "core/bucketing.h"
 #include "core/checking.h"
 #include "core/error.h"
 #include "core/scheduling.h"
+#include "runtime/watchdog.h"
 
 namespace py = pybind11;
 using namespace py::literals;
 using ie::core::Bucket;
 using ie::core::Param;
 using ie::core::Rate;
+using ie::runtime::Board;
+using ie::runtime::Slot;
+using ie::runtime::Watchdog;
 
 namespace {
 
@@ -44,10 +51,35 @@ std::string reprint_program(const std::string& text) {
     return print_program(ie::core::parse_program(text));
 }
 
+// What others can know of a rank.
+py::dict read_slot(const Board& board, int rank) {
+    const Slot& slot = board.slot(rank);
+    py::list begun;
+    for (const auto& [step, instruction, time_ns] : slot.begun())
+        begun.append(py::make_tuple(step, instruction, time_ns));
+    return py::dict("phase"_a = ie::runtime::kPhases.at(static_cast<std::size_t>(slot.phase.load())).name,
+                    "phase_began_ns"_a = slot.phase_began_ns.load(), "step"_a = slot.step.load(),
+                    "verdict"_a = ie::runtime::name_of(static_cast<ie::runtime::Cause>(slot.verdict.load())),
+                    "culprit"_a = slot.culprit.load(), "begun"_a = begun);
+}
+
+// Says it and ends the process, whatever its other threads do.
+std::unique_ptr<Watchdog> watch(std::shared_ptr<Board> board, int rank, int words, int stacks, int lost_code,
+                                int hang_code) {
+    return std::make_unique<Watchdog>(std::move(board), rank,
+                                      [=](const auto& verdict, const std::string& text) {
+                                          for (const int file : {STDERR_FILENO, words})
+                                              ::dprintf(file, "error: rank %d: %s\n", rank, text.c_str());
+                                          if (verdict.cause == ie::runtime::Cause::kLost) ::_exit(lost_code);
+                                          ::raise(stacks);
+                                          ::_exit(hang_code);
+                                      });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
-    m.doc() = "Host-only core: bucketing. No torch inside.";
+    m.doc() = "Host-only core: bucketing, scheduling, checking, watching. No torch inside.";
     py::register_local_exception_translator(throw_as_value_error);
 
     // What this build was made for; runtime/extension.py compares it with what it finds.
@@ -78,4 +110,30 @@ PYBIND11_MODULE(_core, m) {
     m.def("check_program", &check_program, "text"_a,
           "One line for each problem. Raises ValueError if unreadable.");
     m.def("reprint_program", &reprint_program, "text"_a, "Reads and writes a Program. Raises ValueError.");
+
+    py::class_<Board, std::shared_ptr<Board>>(m, "Board",
+                                              "What every rank of a host is doing; csrc/runtime/board.h.")
+        .def(py::init<int, int>(), "fd"_a, "world"_a, "Shares the file `fd`; -1: alone. Raises ValueError.")
+        .def_property_readonly("world", &Board::world)
+        .def(
+            "enter",
+            [](Board& b, int rank, const std::string& phase) {
+                b.slot(rank).enter(ie::runtime::phase_named(phase));
+            },
+            "rank"_a, "phase"_a, "Raises ValueError for an unknown phase.")
+        .def(
+            "begin_step", [](Board& b, int rank, std::int64_t step) { b.slot(rank).begin_step(step); },
+            "rank"_a, "step"_a)
+        .def(
+            "beat", [](Board& b, int rank) { b.slot(rank).gil_beats.fetch_add(1); }, "rank"_a,
+            "The rank runs Python.")
+        .def(
+            "report_lost", [](Board& b, int rank) { b.lost() = rank + 1; }, "rank"_a,
+            "The watchdogs of all ranks end them.")
+        .def("read", &read_slot, "rank"_a, "phase, phase_began_ns, step, verdict, culprit, begun.");
+
+    py::class_<Watchdog>(m, "Watchdog",
+                         "Ends this process when a rank is lost or hangs; csrc/runtime/watchdog.h.")
+        .def(py::init(&watch), "board"_a, "rank"_a, py::kw_only(), "words"_a, "stacks"_a, "lost_code"_a,
+             "hang_code"_a);
 }

@@ -44,8 +44,14 @@ def _show(arguments: Sequence[str]) -> int:
 
             print(first_difference(Path(run_a), Path(run_b)))
             return 0
+        case ["failure", run]:
+            from internevo_engine.runtime.failure import show
+
+            print(show(Path(run)))
+            return 0
     print("usage: python -m internevo_engine show program|step CONFIG [--gpus N] [section.key=value ...]")
     print("       python -m internevo_engine show diff RUN_A RUN_B")
+    print("       python -m internevo_engine show failure RUN")
     return 2
 
 
@@ -61,7 +67,7 @@ VERBS: Mapping[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "doctor": ("what this machine has, and how to mend what it lacks", _doctor),
     "convert": ("a model to Hugging Face, or from Hugging Face, InternEvo or GGUF", _convert),
     "data": ("tokens for training: prepare them, look at them, mix them", _data),
-    "show": ("the Program of a config, what its step costs, or where two runs part", _show),
+    "show": ("the Program of a config, what its step costs, where two runs part, or why one failed", _show),
 }
 
 

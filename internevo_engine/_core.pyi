@@ -1,6 +1,7 @@
 """Types of the compiled module `_core` (csrc/bindings.cpp); csrc/core/bucketing.h has the contract."""
 
 from collections.abc import Sequence
+from typing import Any
 
 TORCH_VERSION: str
 """Version of the torch that this build was compiled for."""
@@ -58,3 +59,27 @@ def check_program(text: str) -> list[str]:
 
 def reprint_program(text: str) -> str:
     """What C++ reads, written again: the same text. Raises ValueError."""
+
+class Board:
+    """What every rank of a host is doing, in memory that its processes share (csrc/runtime/board.h)."""
+
+    def __init__(self, fd: int, world: int) -> None:
+        """Shares the file `fd`; -1: nobody else sees this board. Raises ValueError."""
+    @property
+    def world(self) -> int: ...
+    def enter(self, rank: int, phase: str) -> None:
+        """The rank begins a phase. Raises ValueError for an unknown one."""
+    def begin_step(self, rank: int, step: int) -> None:
+        """The rank enters the phase 'step'."""
+    def beat(self, rank: int) -> None:
+        """The rank runs Python."""
+    def report_lost(self, rank: int) -> None:
+        """The rank has ended: the watchdogs of all others end them."""
+    def read(self, rank: int) -> dict[str, Any]:
+        """phase, phase_began_ns, step, verdict and culprit as its watchdog found, begun [(step, instruction, ns)]."""
+
+class Watchdog:
+    """Ends this process when a rank is lost or hangs, until it is deleted (csrc/runtime/watchdog.h)."""
+
+    def __init__(self, board: Board, rank: int, *, words: int, stacks: int, lost_code: int, hang_code: int) -> None:
+        """What it sees goes to stderr and to the file `words` (-1: none); then a hang raises the signal `stacks`."""

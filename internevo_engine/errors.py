@@ -55,6 +55,12 @@ class LostRankError(EngineError):
     exit_code = 6
 
 
+class HangError(EngineError):
+    """A rank froze, was cut off or took another path. Never raised: the watchdog that sees it ends the process."""
+
+    exit_code = 7
+
+
 class RanksDisagreeError(EngineError):
     """Ranks would execute different Programs; none of them starts."""
 

@@ -4,11 +4,13 @@ Everything up to the first step's need of it is done without torch, so that a mi
 """
 
 import argparse
+import faulthandler
 import json
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 from internevo_engine.config.load import dump_config, load_config
 from internevo_engine.config.schema import Config
@@ -17,8 +19,10 @@ from internevo_engine.loop.run_folder import folder_of, is_finished
 from internevo_engine.models.families import parameters
 from internevo_engine.plan.plan import Plan, check_memory, describe, make_plan
 from internevo_engine.plan.topology import Topology
+from internevo_engine.runtime.attempt import SHOW_STACKS
 from internevo_engine.runtime.launch import ALONE, Place, find_place
 from internevo_engine.runtime.machine import choose_device, local_topology, probe_machine
+from internevo_engine.runtime.nursery import nurse
 from internevo_engine.runtime.supervise import supervise
 
 GPUS_PER_HOST = 8
@@ -30,7 +34,7 @@ examples:
   python -m internevo_engine.run configs/demo.yaml launch.nproc=2 run.steps=50 run.dir=runs/two
   python -m internevo_engine.run configs/7B.yaml --dry-run --gpus 1024 --zero.optim world
   torchrun --nproc-per-node 2 -m internevo_engine.run configs/demo.yaml
-exit codes: 0 done, 2 config, 3 data, 4 checkpoint, 5 storage, 6 lost rank, 9 numbers, 12 memory, 70 internal,
+exit codes: 0 done, 2 config, 3 data, 4 checkpoint, 5 storage, 6 lost rank, 7 hang, 9 numbers, 12 memory, 70 internal,
             75 stopped after a checkpoint (the same command goes on), 130 Ctrl-C
 """
 
@@ -40,7 +44,10 @@ def main(argv: Sequence[str]) -> int:
     place = None
     try:
         arguments, overrides = parse(argv)
+        if arguments.nursery is not None:
+            return _nurse(arguments.nursery, argv)
         place = find_place(arguments.join, os.environ)
+        _leave_stacks(place)
         return _run(arguments, overrides, place, argv)
     except ConfigError as error:
         _complain(place, error.problems)
@@ -75,11 +82,33 @@ def _run(arguments: argparse.Namespace, overrides: Sequence[str], place: Place |
     if place is None:
         plan = _plan(config)
         if plan.topology.world > 1:
-            return supervise(command, plan.topology.world)
+            return _supervise(command, config, plan)
     from internevo_engine.loop.train import train  # imports torch
 
     result = train(config, place or ALONE, command)
     return PREEMPTED if result.interrupted else DONE
+
+
+def _supervise(command: Sequence[str], config: Config, plan: Plan) -> int:
+    from internevo_engine.checkpoint.remote import open_storage
+
+    folder = folder_of(config)
+    storage = open_storage(config.checkpoint.dir or str(folder / "checkpoints"))
+    return supervise(
+        command,
+        plan.topology.world,
+        restarts=config.launch.restarts,
+        newest=lambda: max(storage.steps(), default=0),
+        run=folder,
+    )
+
+
+def _nurse(fd: int, argv: Sequence[str]) -> int:
+    """Ranks are this very command, forked when all that they need is imported."""
+    import internevo_engine.loop.train  # noqa: F401 - it takes seconds
+
+    words = argv[: argv.index("--nursery")]
+    return nurse(fd, lambda place: leave(main([*words, "--join", place.as_join()])))
 
 
 def topology_of(config: Config, gpus: int | None) -> Topology:
@@ -137,6 +166,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--schema", action="store_true", help="print the configuration's JSON Schema, for editors")
     parser.add_argument("--fresh", action="store_true", help="move an earlier run in the same folder aside, start anew")
     parser.add_argument("--join", help=argparse.SUPPRESS)
+    parser.add_argument("--nursery", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args(options)
     if arguments.config is None and not arguments.schema:
         parser.error("CONFIG is missing; try configs/demo.yaml")
@@ -148,12 +178,26 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 def _complain(place: Place | None, problems: Sequence[str]) -> None:
     for problem in problems:
         rank = f"rank {place.rank}: " if place and place.world > 1 and not problem.startswith("rank ") else ""
-        print(f"error: {rank}{problem}", file=sys.stderr, flush=True)
+        line = f"error: {rank}{problem}"
+        print(line, file=sys.stderr, flush=True)
+        if place is not None and place.words >= 0:
+            os.write(place.words, f"{line}\n".encode())
 
 
-if __name__ == "__main__":
-    code = main(sys.argv[1:])
+def _leave_stacks(place: Place | None) -> None:
+    """A rank of ours that crashes, or is asked to, leaves the stacks of its threads for RUN/failure.json."""
+    if place is not None and place.words >= 0:
+        faulthandler.enable(place.words)
+        faulthandler.register(SHOW_STACKS, place.words)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process."""
     sys.stdout.flush()
     if code not in (DONE, PREEMPTED, INTERRUPTED):
         os._exit(code)  # without teardown, which may wait for ranks that are gone
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    leave(main(sys.argv[1:]))

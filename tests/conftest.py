@@ -20,6 +20,10 @@ run: {{dir: {folder}/runs/tiny, steps: 6}}
 """
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults", type=int, default=10, help="how many faults a campaign makes; see tests/campaigns")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What was measured on this machine before doesn't decide what is tested."""
@@ -45,6 +49,10 @@ class Tiny:
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Tiny:
+    return make_tiny(tmp_path)
+
+
+def make_tiny(tmp_path: Path) -> Tiny:
     for part, count in (("train", 20), ("valid", 3)):
         (tmp_path / part).mkdir()
         for number in range(count):

@@ -32,8 +32,8 @@ def test_a_run_leaves_everything_behind(tiny: Tiny, capsys):
     assert main([tiny.config, "run.valid_every=3"]) == 0
     files = {str(path.relative_to(tiny.run)) for path in tiny.run.rglob("*") if path.is_file()}
     assert files == {
-        "run.json", "config.yaml", "command.txt", "environment.json", "plan.txt", "report.txt", "metrics.jsonl",
-        "fingerprint.jsonl",
+        "run.json", "config.yaml", "command.txt", "environment.json", "plan.txt", "program.txt", "report.txt",
+        "metrics.jsonl", "fingerprint.jsonl",
         "valid.jsonl", "loss.png", "log/rank0.log", "final/model.safetensors", "final/tokenizer.model",
         "final/config.yaml", "checkpoints/step-6/manifest.json", "checkpoints/step-6/rank-00000.safetensors",
     }  # fmt: skip

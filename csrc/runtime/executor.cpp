@@ -49,6 +49,7 @@ void adamw(const Shard& shard, const at::Tensor& grad, const at::Tensor& grad_sc
 Executor::Executor(const std::string& program, Bindings bindings)
     : program_(core::parse_program(program)),
       bindings_(std::move(bindings)),
+      board_(bindings_.board, static_cast<int>(program_.world)),
       memory_(program_, bindings_.buffers),
       totals_(memory_.device()) {
     const std::size_t num_buckets = program_.buckets.size();
@@ -183,9 +184,13 @@ void Executor::execute(std::size_t instruction) {
     const at::NoGradGuard no_grad;
     const c10::DeviceGuard on_device(memory_.device());  // a thread begins on device 0
     const Order& order = orders_[instruction];
+    const core::Lane lane = program_.instructions[instruction].lane;
+    Slot& slot = board_.slot(static_cast<int>(bindings_.rank));
+    slot.begin(lane, static_cast<std::int64_t>(instruction));
     release(order.releases);
     try {
         (this->*kActions[static_cast<std::size_t>(order.kind)])(order);
+        slot.end(lane);
     } catch (python_error& error) {
         add_note(error, order.note);
         throw;

@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "core/program.h"
+#include "runtime/board.h"
 #include "runtime/memory.h"
 #include "runtime/queueing.h"
 #include "runtime/region.h"
@@ -67,6 +68,7 @@ struct Bindings {
     at::ScalarType wire;
     Settings settings;
     std::string queueing;  // what lanes are: a row of queueing.cpp
+    int board;             // file of the board on which others watch this rank; -1: nobody does
 };
 
 class Executor : public torch::CustomClassHolder {
@@ -126,6 +128,7 @@ class Executor : public torch::CustomClassHolder {
 
     core::Program program_;
     Bindings bindings_;
+    Board board_;
     Memory memory_;
     Totals totals_;
     std::unordered_map<std::string, std::unique_ptr<Transfers>> transfers_;

@@ -58,10 +58,11 @@ c10::intrusive_ptr<Executor> make(const string& program, int64_t rank, const std
                                   const c10::Dict<string, string>& groups,
                                   const c10::Dict<string, std::vector<Route::Row>>& routes,
                                   at::ScalarType wire, const std::vector<double>& settings,
-                                  const string& queueing) {
+                                  const string& queueing, int64_t board) {
     return c10::make_intrusive<Executor>(
         program, Bindings{rank, to_calls(calls), std::move(grad_offsets), to_map(buffers), to_shards(shards),
-                          to_map(groups), to_routes(routes), wire, to_settings(settings), queueing});
+                          to_map(groups), to_routes(routes), wire, to_settings(settings), queueing,
+                          static_cast<int>(board)});
 }
 
 void advance(const c10::intrusive_ptr<Executor>& executor, const c10::Dict<string, at::Tensor>& inputs,

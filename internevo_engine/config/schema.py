@@ -147,6 +147,9 @@ class LaunchConfig(Section):
     which say themselves how many there are."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA with NCCL where there is one, else CPU with gloo."""
+    restarts: NonNegative = 3
+    """How often ranks that the command started are started again without a new checkpoint in between, where that may
+    help: a rank died or hung. Every published checkpoint gives the whole number back."""
 
 
 class RunConfig(Section):

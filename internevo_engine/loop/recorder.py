@@ -24,16 +24,27 @@ from internevo_engine.loop.plots import draw_loss
 from internevo_engine.loop.run_folder import RunFolder, environment, folder_of
 from internevo_engine.loop.sinks import Sink, jsonl, tensorboard
 from internevo_engine.plan.plan import Plan, describe
+from internevo_engine.program import Program
 from internevo_engine.runtime.sharded_state import Checksums
 
 
 class Recorder:
     """Records on rank 0, silent elsewhere."""
 
-    def __init__(self, config: Config, plan: Plan, *, rank: int, command: Sequence[str], goes_on: bool = False) -> None:
+    def __init__(
+        self,
+        config: Config,
+        plan: Plan,
+        *,
+        rank: int,
+        command: Sequence[str],
+        goes_on: bool = False,
+        job: str = "",
+    ) -> None:
         """Claim the run folder (rank 0).
 
         Args:
+            job: see RunFolder.
             goes_on: there is a checkpoint to go on from, so the folder stays as it is until `go_on_from`.
 
         Raises:
@@ -42,7 +53,7 @@ class Recorder:
         self.path = folder_of(config)
         self.goes_on = goes_on
         self.steps_done = 0
-        self._rank = rank
+        self._rank, self._job = rank, job
         self._log = Log(speaks=rank == 0)
         self._run = config.run
         self._folder: RunFolder | None = None
@@ -69,9 +80,10 @@ class Recorder:
 
     def _open(self) -> None:
         extra = [tensorboard()] if self._run.tensorboard else []
-        self._folder = RunFolder(self.path, num_steps=self._run.steps, goes_on=self.goes_on)
+        self._folder = RunFolder(self.path, num_steps=self._run.steps, goes_on=self.goes_on, job=self._job)
         self.steps_done = self._folder.steps_done
         if not self.goes_on:
+            self._folder.go_back_to(0)  # an earlier attempt may have come a few steps far
             self._describe(self._folder)
         extra_sinks = [open_sink(self.path / "tb") for open_sink in extra]
         self._log.open_file(self.path / "log" / "rank0.log")
@@ -115,6 +127,11 @@ class Recorder:
         if self._folder is not None:
             with (self.path / FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(print_of_step)) + "\n")
+
+    def keep_program(self, program: Program | None) -> None:
+        """RUN/program.txt: what is executed in a step, instruction by instruction."""
+        if self._folder is not None and program is not None:
+            self._folder.write("program.txt", program.text)
 
     def validation(self, result: Validation) -> None:
         """Held-out text was read."""

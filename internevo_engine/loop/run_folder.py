@@ -4,13 +4,14 @@ RUN/run.json           the run's id, state (running, finished, interrupted, fail
 RUN/config.yaml        every key, defaults included
 RUN/command.txt        what was typed
 RUN/environment.json   versions, machine, device
-RUN/plan.txt           groups, buckets, memory forecast
+RUN/plan.txt           groups, buckets, memory forecast;  RUN/program.txt  the captured step
 RUN/log/rank0.log      what rank 0 said; a rank that fails leaves its traceback in its own log
 RUN/metrics.jsonl      one line a step;  RUN/valid.jsonl  one line a validation
 RUN/fingerprint.jsonl  the bits of each step, to compare runs
 RUN/loss.png
 RUN/checkpoints/       step-N/, what the run goes on from; see checkpoint/storage.py
 RUN/final/             model.safetensors, tokenizer.model, config.yaml
+RUN/failure.json       after a failure: who, why, and what each rank did last; see runtime/failure.py
 
 Whoever makes RUN/STOP ends the run after the current step, with a checkpoint.
 """
@@ -62,11 +63,12 @@ def folder_of(config: Config) -> Path:
 class RunFolder:
     """A folder that this run may write to; made by rank 0 only."""
 
-    def __init__(self, path: Path, *, num_steps: int, goes_on: bool) -> None:
+    def __init__(self, path: Path, *, num_steps: int, goes_on: bool, job: str = "") -> None:
         """Claim the folder; what an earlier run left there is moved aside, never deleted.
 
         Args:
             goes_on: it holds this very run, to be continued; it may be gone where the checkpoints are elsewhere.
+            job: the command that starts it, which may do so several times; see Place.
 
         Raises:
             ConfigError: another process trains there right now, or it holds something else.
@@ -74,11 +76,12 @@ class RunFolder:
         """
         self.path = path
         _refuse_if_in_use(path)
-        self.moved_to = None if goes_on else _move_aside(path)
+        keeps = goes_on or is_of_job(path, job)
+        self.moved_to = None if keeps else _move_aside(path)
         state = _read_state(path)
-        self.run_id: str | None = state.get("id") if goes_on else uuid4().hex
+        self.run_id: str | None = state.get("id") if keeps else uuid4().hex
         self.steps_done: int = state.get("step", 0)
-        self._num_steps = num_steps
+        self._num_steps, self._job = num_steps, job
         try:
             (path / "log").mkdir(parents=True, exist_ok=True)
             self.set_state("running", self.steps_done)
@@ -94,6 +97,7 @@ class RunFolder:
             "steps": self._num_steps,
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "job": self._job,
         }
         self.write("run.json", json.dumps(record) + "\n")
 
@@ -109,6 +113,11 @@ class RunFolder:
             lines = path.read_bytes().splitlines(keepends=True)
             kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
             self.write(path.name, b"".join(kept).decode())
+
+
+def is_of_job(folder: Path, job: str) -> bool:
+    """Whether an earlier attempt of this very command has claimed the folder."""
+    return job != "" and _read_state(folder).get("job") == job
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

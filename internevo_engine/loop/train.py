@@ -26,7 +26,7 @@ from internevo_engine.loop.metrics import Meter
 from internevo_engine.loop.recorder import Recorder
 from internevo_engine.loop.report import last_words
 from internevo_engine.loop.resume import Cursor, Start, check_settings, resume
-from internevo_engine.loop.run_folder import folder_of
+from internevo_engine.loop.run_folder import folder_of, is_of_job
 from internevo_engine.loop.stop import StopRequest, stop_on_request
 from internevo_engine.models.families import parameters
 from internevo_engine.models.initialize import TORCH_DTYPES, build
@@ -36,6 +36,7 @@ from internevo_engine.program import Mode
 from internevo_engine.runtime.communicator import Communicator, joined
 from internevo_engine.runtime.launch import ALONE, Place
 from internevo_engine.runtime.machine import Device, Machine, choose_device, local_topology, probe_machine
+from internevo_engine.runtime.watch import Watch, watched
 from internevo_engine.units import format_count
 
 
@@ -61,19 +62,27 @@ def train(config: Config, place: Place = ALONE, command: Sequence[str] = ()) -> 
     check_memory(config, plan)
     torch_device = _use_device(device, place, machine, plan.mode)
     storage = open_storage(config.checkpoint.dir or str(folder_of(config) / "checkpoints"))
-    goes_on = config.checkpoint.resume == "auto" and bool(storage.steps())
+    is_restart = is_of_job(folder_of(config), place.job)
+    goes_on = (is_restart or config.checkpoint.resume == "auto") and bool(storage.steps())
     if goes_on:
         check_settings(storage, config, plan)
-    with joined(place, device.backend), _memory_named(config, place.rank):
-        recorder = Recorder(config, plan, rank=place.rank, command=command, goes_on=goes_on)
+    with joined(place, device.backend), watched(place) as watch, _memory_named(config, place.rank):
+        place = watch.place
+        recorder = Recorder(config, plan, rank=place.rank, command=command, goes_on=goes_on, job=place.job)
         with recorder.state(), stop_on_request(recorder.stop_file) as stop:
             communicator = Communicator(place, torch_device, ())
             data = _prepare_data(config, communicator, recorder)
+            watch.enter("compile")
             engine = _build_engine(config, plan, data, place, torch_device, recorder)
+            recorder.keep_program(engine.program)
+            watch.enter("load")
             start = resume(config, engine, data, storage, communicator, recorder)
             saver = _saver(config, engine, storage, communicator, recorder, start)
-            tokens, interrupted = _steps(config, engine, data, communicator, recorder, saver, stop, start)
+            watch.enter("loop")
+            tokens, interrupted = _steps(config, engine, data, communicator, recorder, saver, stop, start, watch)
+            watch.enter("save")
             saver.save(engine.num_steps_done, Cursor.of(config, plan, data, tokens).as_extra())
+            watch.enter("end")
             _end(config, engine, data, communicator, recorder, interrupted=interrupted)
     return TrainResult(engine.num_steps_done, interrupted, recorder.path)
 
@@ -137,6 +146,7 @@ def _steps(
     saver: Saver,
     stop: StopRequest,
     start: Start,
+    watch: Watch,
 ) -> tuple[int, bool]:
     """All steps that are left, or as many as until a rank wants to stop; tokens consumed, and whether it did."""
     rank, world = communicator.rank, communicator.world
@@ -146,7 +156,8 @@ def _steps(
     with loader, recorder.progress() as bar:
         started = time.perf_counter()
         for micro_batches in loader:
-            result = engine.step(micro_batches, stop=bool(stop) or saver.has_failed)
+            with watch.step(engine.num_steps_done + 1):
+                result = engine.step(micro_batches, stop=bool(stop) or saver.has_failed)
             seconds, step = time.perf_counter() - started, engine.num_steps_done
             tokens += result.tokens
             metrics = meter.measure(
@@ -158,11 +169,13 @@ def _steps(
             if result.stop and step < config.run.steps:
                 return tokens, True
             if data.valid and _is_due(step, config.run.valid_every, config):
-                recorder.validation(validate(engine, data.valid, communicator))
+                with watch.phase("evaluate"):
+                    recorder.validation(validate(engine, data.valid, communicator))
             saver.poll()
             if _is_due(step, config.checkpoint.every, config):
                 extra = Cursor.of(config, engine.plan, data, tokens).as_extra()
-                saver.save(step, extra, background=config.checkpoint.background)
+                with watch.phase("save"):
+                    saver.save(step, extra, background=config.checkpoint.background)
             started = time.perf_counter()
     return tokens, False
 

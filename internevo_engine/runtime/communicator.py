@@ -13,6 +13,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+from torch.distributed.rendezvous import rendezvous
 
 from internevo_engine.errors import ConfigError, LostRankError
 from internevo_engine.plan.levels import cut
@@ -32,6 +33,7 @@ class Communicator:
 
     def __init__(self, place: Place, device: torch.device, levels: Sequence[Level]) -> None:
         self.rank, self.world, self.device, self.levels = place.rank, place.world, device, tuple(levels)
+        self.board = place.board
         lanes: list[tuple[Lane, Level]] = [(lane, level) for level in levels for lane in _lanes_of(level)]
         self._store = _own_store(place) if self.world > 1 else dist.HashStore()  # pyright: ignore[reportPrivateImportUsage] - documented
         self._num_agreed = 0
@@ -190,9 +192,9 @@ def joined(place: Place, backend: str) -> Iterator[None]:
         yield
         return
     try:
-        dist.init_process_group(
-            backend, init_method=place.rendezvous, rank=place.rank, world_size=place.world, timeout=JOIN_TIMEOUT
-        )
+        store, _, _ = next(rendezvous(place.rendezvous, place.rank, place.world, timeout=JOIN_TIMEOUT))
+        own = PrefixStore(f"attempt {place.attempt}", store)  # an earlier one's keys may still be there
+        dist.init_process_group(backend, store=own, rank=place.rank, world_size=place.world, timeout=JOIN_TIMEOUT)
     except (RuntimeError, dist.DistError) as error:
         raise LostRankError(
             f"rank {place.rank} on {socket.gethostname()}: not all {place.world} ranks met at "

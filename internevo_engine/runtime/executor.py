@@ -75,6 +75,8 @@ class Bindings:
     """By name of the level: how its transfers travel, in the backend of the groups; see transfers.py."""
     queueing: Queueing
     """What a lane is; see `machine.DEVICES`."""
+    board: int = -1
+    """File of the board on which this rank is watched; -1: it is not. See watch.py."""
 
 
 class Step(Protocol):
@@ -141,6 +143,7 @@ class Executor:
             bindings.wire,
             [optim.clip, *optim.betas, optim.eps, optim.weight_decay],
             bindings.queueing,
+            bindings.board,
         )
 
     def step(self, micro_batches: Sequence[MicroBatch], *, lr: float, step: int, stop: bool = False) -> Tensor:

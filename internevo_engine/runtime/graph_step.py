@@ -112,6 +112,7 @@ class GraphStep:
             wire=wire,
             routes={level.name: cut_as_measured(table, costs, level) for level in plan.levels},
             queueing=DEVICES[communicator.device.type].queueing,
+            board=communicator.board,
         )
 
     def _values(self, batch: object) -> dict[str, torch.Tensor]:

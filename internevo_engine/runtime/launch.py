@@ -3,9 +3,10 @@
 A rank learns its place from torchrun's variables, from Slurm's, or from `--join` when `launch.nproc` started it.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from internevo_engine.errors import ConfigError
 
@@ -23,6 +24,23 @@ class Place:
     local_world: int
     rendezvous: str
     """init_method of torch.distributed: file://, tcp:// or env://."""
+    attempt: int = 0
+    """How often these ranks were started before; each attempt meets under keys of its own."""
+    board: int = -1
+    """Open file of the board on which the ranks of this host watch each other; -1: none yet. See watch.py."""
+    words: int = -1
+    """Open file for what this rank's parent should know of its end; -1: no parent of ours."""
+    job: str = ""
+    """Equal in all attempts of one command; '' where a launcher starts the ranks."""
+
+    def as_join(self) -> str:
+        """The text of `--join`."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_join(cls, text: str) -> "Place":
+        """What `as_join` wrote."""
+        return cls(**json.loads(text))
 
 
 ALONE = Place(0, 1, 0, 1, "")
@@ -31,7 +49,8 @@ ALONE = Place(0, 1, 0, 1, "")
 def _torchrun(env: Mapping[str, str]) -> Place:
     rank, world = _integer(env, "RANK"), _integer(env, "WORLD_SIZE")
     local_world = int(env.get("LOCAL_WORLD_SIZE", world))
-    return Place(rank, world, int(env.get("LOCAL_RANK", rank % local_world)), local_world, "env://")
+    local_rank, attempt = int(env.get("LOCAL_RANK", rank % local_world)), int(env.get("TORCHELASTIC_RESTART_COUNT", 0))
+    return Place(rank, world, local_rank, local_world, "env://", attempt)
 
 
 def _slurm(env: Mapping[str, str]) -> Place:
@@ -44,8 +63,8 @@ def _slurm(env: Mapping[str, str]) -> Place:
             f"SLURM_NTASKS={world} ranks on {len(hosts)} hosts; every host needs the same number: use --ntasks-per-node"
         )
     local_world = world // len(hosts)
-    local_rank = int(env.get("SLURM_LOCALID", rank % local_world))
-    return Place(rank, world, local_rank, local_world, f"tcp://{env.get('MASTER_ADDR', hosts[0])}:{port}")
+    local_rank, attempt = int(env.get("SLURM_LOCALID", rank % local_world)), int(env.get("SLURM_RESTART_COUNT", 0))
+    return Place(rank, world, local_rank, local_world, f"tcp://{env.get('MASTER_ADDR', hosts[0])}:{port}", attempt)
 
 
 @dataclass(frozen=True)
@@ -68,15 +87,13 @@ def find_place(join: str | None, env: Mapping[str, str]) -> Place | None:
     """The place that a launcher gave this process, or None: nobody started ranks yet.
 
     Args:
-        join: the text of `--join`, as `start_ranks` writes it: rank/world@rendezvous.
+        join: the text of `--join`, as `Place.as_join` writes it.
 
     Raises:
         ConfigError: the launcher's variables are incomplete.
     """
     if join is not None:
-        numbers, _, rendezvous = join.partition("@")
-        rank, world = map(int, numbers.split("/"))
-        return Place(rank, world, rank, world, rendezvous)
+        return Place.from_join(join)
     return next((launcher.read(env) for launcher in LAUNCHERS if launcher.started(env)), None)
 
 

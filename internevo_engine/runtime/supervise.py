@@ -1,100 +1,100 @@
-"""runtime: `launch.nproc` ranks on this host, started and watched by a parent that never imports torch.
+"""runtime: a run on this host that is not lost: one attempt after the other, watched by a parent without torch.
 
-The ranks are the very same command with `--join rank/world@store`. They meet in a file store, so no port is opened.
-One rank that fails ends all; the exit code is the culprit's, not that of those who lost it.
+An attempt that failed (attempt.py) is followed by another one, from the newest checkpoint, where that may help. What is
+known of the failure is in RUN/failure.json (failure.py).
 """
 
-import ctypes
 import signal
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
+from uuid import uuid4
 
-from internevo_engine.errors import DONE, INTERRUPTED, PREEMPTED, LostRankError
+from internevo_engine.errors import INTERNAL, HangError, LostRankError
+from internevo_engine.runtime.attempt import ENDED_WELL, Attempt
+from internevo_engine.runtime.failure import write_failure
+from internevo_engine.runtime.nursery import Nursery
 
-ENDED_WELL = (DONE, PREEMPTED, INTERRUPTED)
+RESTARTED = (LostRankError.exit_code, HangError.exit_code, INTERNAL)
+"""What may not happen again. All else would: config, data, checkpoint, storage, numbers, corruption, memory."""
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-POLL_S = 0.05
-GRACE_S = 5.0
-"""Time for the other ranks to say what they saw and to end, before they are ended."""
 
 
-def supervise(command: Sequence[str], nproc: int) -> int:
-    """Run `command --join r/n@store` once for every rank r; return the exit code of the whole."""
-    with tempfile.TemporaryDirectory(prefix="internevo-") as folder:
-        store = f"file://{Path(folder) / 'store'}"
-        ranks = [
-            subprocess.Popen(
-                [*command, "--join", f"{rank}/{nproc}@{store}"],
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # the terminal's Ctrl-C reaches the parent alone, who passes it on once
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - no threads here
-            )
-            for rank in range(nproc)
-        ]
-        try:
-            with _signals_forwarded(ranks):
-                failed = _wait_for_first_failure(ranks)
-                if failed:
-                    _end(ranks)
-        finally:
-            for process in ranks:
-                process.kill()
-                process.wait()
-        return _judge([process.returncode for process in ranks], failed)
+def supervise(command: Sequence[str], nproc: int, *, restarts: int, newest: Callable[[], int], run: Path) -> int:
+    """Run `nproc` ranks, and again after a failure that another attempt may mend.
+
+    Args:
+        command: with `--nursery FD` it becomes the nursery in which the ranks are born.
+        restarts: attempts after the first one; every new checkpoint gives all of them back.
+        newest: the step of the newest published checkpoint, 0 where there is none.
+        run: the run folder, for failure.json.
+
+    Returns:
+        The exit code: of the attempt that ended well, or of the failure that was one too many.
+    """
+    job, budget = uuid4().hex, Budget(restarts, newest)
+    with _signals_passed_on() as signals, Nursery(command) as nursery:
+        for number in count():
+            with Attempt(nursery, nproc, number, job) as attempt:
+                signals.follow(attempt)
+                end = attempt.wait()
+                if end.code in ENDED_WELL:
+                    return end.code
+                refusal = "it was asked to stop" if signals.last else budget.refusal(end.code)
+                then = refusal and f"not started again: {refusal}"
+                then = then or f"starting again from step {budget.published}; {budget.left} restarts left after that"
+                write_failure(run, attempt, end, then)
+            print(f"error: attempt {number + 1} ended: {end.cause}; {then}", file=sys.stderr, flush=True)
+            if refusal:
+                return end.code
+    raise AssertionError("count() does not end")
 
 
-def _wait_for_first_failure(ranks: Sequence[subprocess.Popen[bytes]]) -> list[int]:
-    """Ranks that failed first; empty when all ended well."""
-    while True:
-        codes = [process.poll() for process in ranks]
-        failed = [rank for rank, code in enumerate(codes) if code not in (None, *ENDED_WELL)]
-        if failed or None not in codes:
-            return failed
-        time.sleep(POLL_S)
+class Budget:
+    """How often a run is still started again."""
+
+    def __init__(self, restarts: int, newest: Callable[[], int]) -> None:
+        self._restarts, self._newest = restarts, newest
+        self.left, self.published = restarts, newest()
+
+    def refusal(self, code: int) -> str:
+        """Why a failure with this code is not followed by another attempt; '': it is, and one is spent."""
+        if code not in RESTARTED:
+            return f"code {code} would come again"
+        if (published := self._newest()) > self.published:
+            self.left, self.published = self._restarts, published
+        if self.left == 0:
+            return f"no new checkpoint after launch.restarts={self._restarts} restarts"
+        self.left -= 1
+        return ""
 
 
-def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
-    for ask in (None, subprocess.Popen.terminate):
-        deadline = time.monotonic() + GRACE_S
-        for process in ranks:
-            if ask is not None:
-                ask(process)
-        while time.monotonic() < deadline and any(process.poll() is None for process in ranks):
-            time.sleep(POLL_S)
+class _Signals:
+    """Passed on to the attempt under way; one that comes while it is being started, right after that."""
 
+    def __init__(self) -> None:
+        self.last = 0
+        self._attempt: Attempt | None = None
 
-def _judge(codes: Sequence[int], failed: Sequence[int]) -> int:
-    if not failed:
-        return max(codes)
-    for rank in failed:
-        if codes[rank] < 0:
-            name = signal.Signals(-codes[rank]).name
-            print(f"error: rank {rank} was ended by {name}; its log is in the run folder", file=sys.stderr)
-    causes = [code for code in codes if code > 0 and code not in (LostRankError.exit_code, *ENDED_WELL)]
-    return causes[0] if causes else LostRankError.exit_code
+    def follow(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        if self.last:
+            attempt.send(self.last)
+
+    def pass_on(self, number: int, _frame: object) -> None:
+        self.last = number
+        if self._attempt is not None:
+            self._attempt.send(number)
 
 
 @contextmanager
-def _signals_forwarded(ranks: Sequence[subprocess.Popen[bytes]]):
-    def forward(number: int, _frame: object) -> None:
-        for process in ranks:
-            if process.poll() is None:
-                process.send_signal(number)
-
-    kept = {number: signal.signal(number, forward) for number in FORWARDED}
+def _signals_passed_on() -> Iterator[_Signals]:
+    signals = _Signals()
+    kept = {number: signal.signal(number, signals.pass_on) for number in FORWARDED}
     try:
-        yield
+        yield signals
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
-
-
-def _die_with_parent() -> None:
-    """Linux: the kernel ends this rank when the parent dies, however that happens."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

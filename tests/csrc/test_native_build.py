@@ -37,17 +37,18 @@ def sanitized_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake")
 @pytest.mark.parametrize(
-    "name", ["bucketing", "program", "scheduling", "checking", "exact_sum", "kernels", "lanes", "streams"]
+    "name", ["bucketing", "program", "scheduling", "checking", "exact_sum", "kernels", "lanes", "streams", "watchdog"]
 )
 def test_cpp_tests_pass_under_sanitizers(sanitized_build: Path, name: str) -> None:
     run(sanitized_build / f"test_{name}")
 
 
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake")
-def test_lanes_are_free_of_races(tmp_path: Path) -> None:
+def test_threads_are_free_of_races(tmp_path: Path) -> None:
     run("cmake", "-S", ROOT, "-B", tmp_path, "-DIE_TESTS=ON", "-DIE_SANITIZE=thread")
-    run("cmake", "--build", tmp_path, "--target", "test_lanes")
-    run(tmp_path / "test_lanes")
+    for name in ("test_lanes", "test_watchdog"):
+        run("cmake", "--build", tmp_path, "--target", name)
+        run(tmp_path / name)
 
 
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="needs objdump")

@@ -42,7 +42,15 @@ def test_torchrun_wins_over_slurm_inside_a_job():
 
 
 def test_an_explicit_join_wins_over_everything():
-    assert find_place("1/2@file:///tmp/x", SLURM | TORCHRUN) == Place(1, 2, 1, 2, "file:///tmp/x")
+    place = Place(1, 2, 1, 2, "file:///tmp/x", attempt=3, board=7)
+    assert find_place(place.as_join(), SLURM | TORCHRUN) == place
+
+
+@pytest.mark.parametrize("env", [TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "2"}, SLURM | {"SLURM_RESTART_COUNT": "2"}])
+def test_every_attempt_of_a_launcher_has_a_number(env: dict[str, str]):
+    place = find_place(None, env)
+    assert place is not None
+    assert place.attempt == 2
 
 
 def test_uneven_hosts_are_refused():
