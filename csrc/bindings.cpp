@@ -9,6 +9,7 @@
 #include "core/bucketing.h"
 #include "core/checking.h"
 #include "core/error.h"
+#include "core/faults.h"
 #include "core/scheduling.h"
 #include "runtime/watchdog.h"
 
@@ -76,6 +77,21 @@ std::unique_ptr<Watchdog> watch(std::shared_ptr<Board> board, int rank, int word
                                       });
 }
 
+// (action, number), or None.
+std::optional<std::pair<std::string, std::int64_t>> fault(const std::string& point) {
+    if (!ie::core::detail::armed.load(std::memory_order_relaxed)) return {};
+    const auto found = ie::core::fault(ie::core::fault_point(point));
+    if (!found) return {};
+    return std::pair(std::string(name_of(found->action)), found->number);
+}
+
+std::vector<std::tuple<std::string, std::string, std::string>> fault_points() {
+    std::vector<std::tuple<std::string, std::string, std::string>> rows;
+    for (const auto& [name, where, actions] : ie::core::fault_points())
+        rows.emplace_back(name, where, actions);
+    return rows;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -109,6 +125,12 @@ PYBIND11_MODULE(_core, m) {
           "overlap"_a, "The Program for a header, both as text. Raises ValueError.");
     m.def("check_program", &check_program, "text"_a,
           "One line for each problem. Raises ValueError if unreadable.");
+    m.def("fault_points", &fault_points, "(name, where, actions) of each point; see core/faults.h.");
+    m.def("arm_faults", &ie::core::arm_faults, "plan"_a, "seed"_a, "rank"_a, "log"_a, "Raises ValueError.");
+    m.def("disarm_faults", &ie::core::disarm_faults, "Nothing goes wrong any more.");
+    m.def("faults_in_step", &ie::core::faults_in_step, "step"_a, "The step about to begin, from 1.");
+    m.def("fault", &fault, "point"_a, py::call_guard<py::gil_scoped_release>(),
+          "Pass a point: (action, number) that is left to do, or None. Raises ValueError.");
     m.def("reprint_program", &reprint_program, "text"_a, "Reads and writes a Program. Raises ValueError.");
 
     py::class_<Board, std::shared_ptr<Board>>(m, "Board",

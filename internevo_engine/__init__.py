@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from internevo_engine.loop.train import train
     from internevo_engine.plan.plan import Plan, make_plan
     from internevo_engine.plan.topology import Topology
+    from internevo_engine.runtime.limits import Limits
 
 __version__ = "0.1.0"
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Config",
     "Engine",
     "GraphConfig",
+    "Limits",
     "OptimConfig",
     "Plan",
     "StepResult",
@@ -35,6 +37,7 @@ _HOME = {
     "Config": "config.schema",
     "Engine": "engine",
     "GraphConfig": "config.schema",
+    "Limits": "runtime.limits",
     "OptimConfig": "config.schema",
     "Plan": "plan.plan",
     "StepResult": "engine",

@@ -29,6 +29,12 @@ def _data(arguments: Sequence[str]) -> int:
     return data(arguments)
 
 
+def _chaos(arguments: Sequence[str]) -> int:
+    from internevo_engine.chaos.commands import chaos  # imports torch
+
+    return chaos(arguments)
+
+
 def _show(arguments: Sequence[str]) -> int:
     match arguments:
         case ["program", config, *rest]:
@@ -67,6 +73,7 @@ VERBS: Mapping[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "doctor": ("what this machine has, and how to mend what it lacks", _doctor),
     "convert": ("a model to Hugging Face, or from Hugging Face, InternEvo or GGUF", _convert),
     "data": ("tokens for training: prepare them, look at them, mix them", _data),
+    "chaos": ("break small runs on purpose, and judge how they end", _chaos),
     "show": ("the Program of a config, what its step costs, where two runs part, or why one failed", _show),
 }
 

@@ -57,6 +57,21 @@ def schedule(
 def check_program(text: str) -> list[str]:
     """One line for each problem (csrc/core/checking.h); none: the Program is right. ValueError if it can't be read."""
 
+def fault_points() -> list[tuple[str, str, str]]:
+    """(name, where, actions that make sense) of each point at which something may go wrong on purpose."""
+
+def arm_faults(plan: str, seed: int, rank: int, log: str) -> None:
+    """See csrc/core/faults.h; this library's points only. Raises ValueError where the plan can't be read."""
+
+def disarm_faults() -> None:
+    """Nothing goes wrong any more."""
+
+def faults_in_step(step: int) -> None:
+    """The step that is about to begin, from 1."""
+
+def fault(point: str) -> tuple[str, int] | None:
+    """Pass a point: (action, number) that is left to do, or None. Raises ValueError for the action `raise`."""
+
 def reprint_program(text: str) -> str:
     """What C++ reads, written again: the same text. Raises ValueError."""
 

@@ -10,7 +10,7 @@ Program that C++ executes (runtime/graph_step.py), or eager autograd with hooks 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from math import isfinite, sqrt
+from math import sqrt
 from typing import Generic, TypeVar
 
 import torch
@@ -36,6 +36,7 @@ from internevo_engine.runtime.agreement import agree_on
 from internevo_engine.runtime.communicator import Communicator, default_place
 from internevo_engine.runtime.extension import load_extension
 from internevo_engine.runtime.launch import Place
+from internevo_engine.runtime.limits import NO_LIMITS, Limits
 from internevo_engine.runtime.optimizers import OPTIMIZERS
 from internevo_engine.runtime.sharded_state import ShardedState
 from internevo_engine.runtime.steps import STEPS, Step
@@ -75,6 +76,7 @@ class Engine(Generic[B]):
         steps: int | None = None,
         grad_accum: int = 1,
         world_invariant: bool = False,
+        audit: bool = False,
         optim: OptimConfig | Keys | None = None,
         zero: ZeroConfig | Keys | None = None,
         comm: CommConfig | Keys | None = None,
@@ -95,6 +97,7 @@ class Engine(Generic[B]):
             grad_accum: micro-batches of this rank in one step.
             world_invariant: see RunConfig; rank r of W must take micro-batch m * W + r of a step as its m-th, and every
                 rank compute with equally many threads.
+            audit: compare what is received with what was sent, and states at rest, before each update (run.guard=full).
             optim, zero, comm, graph: sections of config/schema.py, as objects or by their keys.
             place: where this rank stands; None: as the default process group of torch.distributed and the launcher say,
                 alone where there is no group.
@@ -107,7 +110,7 @@ class Engine(Generic[B]):
         """
         sections = {"optim": optim, "zero": zero, "comm": comm, "graph": graph}
         given = {name: section for name, section in sections.items() if section is not None}
-        config = step_config(steps=steps, grad_accum=grad_accum, world_invariant=world_invariant, **given)
+        config = step_config(steps=steps, grad_accum=grad_accum, world_invariant=world_invariant, audit=audit, **given)
         load_extension()
         place = place or default_place()
         device, dtype = device_and_dtype(model)
@@ -132,18 +135,21 @@ class Engine(Generic[B]):
         """The captured step; None before the first batch, and with graph.mode=hooks."""
         return None if self._step is None else self._step.program
 
-    def step(self, micro_batches: Sequence[B], *, stop: bool = False) -> StepResult:
+    def step(self, micro_batches: Sequence[B], *, stop: bool = False, limits: Limits = NO_LIMITS) -> StepResult:
         """One update from this rank's `grad_accum` micro-batches.
 
         Args:
             stop: this rank wants to stop after this step; every rank learns it.
+            limits: what loss and gradient norm may be; every rank gives equal ones.
 
         Raises:
             UsageError: another number of micro-batches, other shapes than the first, or the middle of a step; nothing
                 was done.
             CaptureError: in the first step.
-            NumbersError: loss or gradient norm is not finite; nothing was updated.
+            NumbersError: loss or gradient norm is not finite or above its limit; nothing was updated, and the next
+                batches may follow.
             DataError: the step has no valid token.
+            CorruptionError: with `audit`: bits changed on their way or at rest; nothing was updated.
             LostRankError: another rank is gone.
         """
         self._refuse_within_a_step("step()")
@@ -152,7 +158,7 @@ class Engine(Generic[B]):
             raise UsageError(f"step() got {len(micro_batches)} micro-batches; grad_accum={expected}: pass {expected}")
         batches = [self._moved(batch) for batch in micro_batches]
         self._ready(batches[0])
-        return self._finish(batches, stop)
+        return self._finish(batches, stop, limits)
 
     def forward_backward(self, batch: B) -> Tensor:
         """The next micro-batch of a step; `grad_accum` of them, then `optimizer_step()`: the bits of `step`.
@@ -172,7 +178,7 @@ class Engine(Generic[B]):
         self._num_run += 1
         return loss / count
 
-    def optimizer_step(self, *, stop: bool = False) -> StepResult:
+    def optimizer_step(self, *, stop: bool = False, limits: Limits = NO_LIMITS) -> StepResult:
         """The update of the micro-batches that went through `forward_backward`. Arguments and errors: as `step`."""
         expected = self.plan.config.grad_accum
         if self._num_run != expected:
@@ -180,7 +186,7 @@ class Engine(Generic[B]):
                 f"optimizer_step() after {self._num_run} of grad_accum={expected} micro-batches; "
                 "call forward_backward() for each"
             )
-        return self._finish([], stop)
+        return self._finish([], stop, limits)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[B]) -> tuple[float, float]:
@@ -237,6 +243,8 @@ class Engine(Generic[B]):
         view = view_of(self.state, self.plan, self._communicator.rank)
         manifest = load_newest(open_storage(path), view, self._communicator, accept=accept, say=self._say)
         self.state.adopt_masters()
+        if self._step is not None:
+            self._step.states_replaced()
         self.num_steps_done = manifest.step
         return manifest
 
@@ -265,19 +273,21 @@ class Engine(Generic[B]):
             self._step = step
         return self._step
 
-    def _finish(self, micro_batches: Sequence[B], stop: bool) -> StepResult:
+    def _finish(self, micro_batches: Sequence[B], stop: bool, limits: Limits) -> StepResult:
         assert self._step is not None, "a step begins with a batch"
         config, step = self.plan.config, self.num_steps_done
         lr = learning_rate(config.optim, step, config.steps)
-        loss_sum, count, stops, squares = self._step.finish(micro_batches, lr=lr, step=step + 1, stop=stop)
+        totals = self._step.finish(micro_batches, lr=lr, step=step + 1, stop=stop, limits=limits)
+        loss_sum, count, stops, squares = totals
         self._num_run = 0
         if not count:
             raise DataError(f"step {step}: no valid token on any rank; check the corpus and its loss mask")
         loss, norm = loss_sum / count, sqrt(squares) / count
-        if not (isfinite(loss) and isfinite(norm)):
+        if complaint := limits.complaint(loss, norm):
             raise NumbersError(
-                f"step {step}: loss is {loss}, gradient norm {norm}; the update was not applied; "
-                "lower optim.lr, raise optim.warmup_ratio or lower optim.clip"
+                f"step {step}: {complaint}; the update was not applied; "
+                "lower optim.lr, raise optim.warmup_ratio or lower optim.clip",
+                complaint=complaint,
             )
         self.num_steps_done += 1
         return StepResult(loss, norm, lr, int(count), stops > 0)

@@ -68,9 +68,20 @@ class RanksDisagreeError(EngineError):
 
 
 class NumbersError(EngineError):
-    """The loss or the gradient norm became NaN or infinite."""
+    """The loss or the gradient norm became NaN or infinite, or is above its limit. Nothing was updated."""
 
     exit_code = 9
+
+    def __init__(self, text: str, *, complaint: str = "") -> None:
+        super().__init__(text)
+        self.complaint = complaint
+        """What was found, without where and what to do."""
+
+
+class CorruptionError(EngineError):
+    """Bits are not what they were: memory or a link is faulty. Nothing that was saved before is in doubt."""
+
+    exit_code = 10
 
 
 class MemoryNeededError(EngineError):

@@ -34,8 +34,8 @@ examples:
   python -m internevo_engine.run configs/demo.yaml launch.nproc=2 run.steps=50 run.dir=runs/two
   python -m internevo_engine.run configs/7B.yaml --dry-run --gpus 1024 --zero.optim world
   torchrun --nproc-per-node 2 -m internevo_engine.run configs/demo.yaml
-exit codes: 0 done, 2 config, 3 data, 4 checkpoint, 5 storage, 6 lost rank, 7 hang, 9 numbers, 12 memory, 70 internal,
-            75 stopped after a checkpoint (the same command goes on), 130 Ctrl-C
+exit codes: 0 done, 2 config, 3 data, 4 checkpoint, 5 storage, 6 lost rank, 7 hang, 9 numbers, 10 corruption,
+            12 memory, 70 internal, 75 stopped after a checkpoint (the same command goes on), 130 Ctrl-C
 """
 
 

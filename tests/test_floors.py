@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "internevo_engine"
 FLOORS = (
-    {"errors", "units", "program", "_core"},
+    {"errors", "units", "program", "faults", "_core"},
     {"config"},
     {"plan"},
     {"models", "optim", "data"},
@@ -21,7 +21,7 @@ FLOORS = (
     {"checkpoint", "interop"},
     {"engine"},
     {"loop", "serve"},
-    {"run"},
+    {"run", "chaos"},
     {"__main__"},
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -40,6 +40,7 @@ def test_a_run_leaves_everything_behind(tiny: Tiny, capsys):
     metrics = read_jsonl(tiny.run / "metrics.jsonl")
     assert list(metrics[0]) == [
         "step", "loss", "grad_norm", "lr", "tokens", "tgs", "tflops", "tflops_internevo", "mfu", "step_ms",
+        "skipped",
     ]  # fmt: skip
     assert [record["step"] for record in metrics] == [1, 2, 3, 4, 5, 6]
     assert metrics[-1]["tokens"] == 6 * 64

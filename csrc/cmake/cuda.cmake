@@ -10,7 +10,7 @@ if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
   list(APPEND CMAKE_CUDA_ARCHITECTURES 100)
 endif()
 
-add_library(ie_kernels_cuda STATIC csrc/kernels/adamw.cu csrc/kernels/exact_sum.cu csrc/kernels/square_sum.cu
-  csrc/kernels/tree_sum.cu)
+add_library(ie_kernels_cuda STATIC csrc/kernels/adamw.cu csrc/kernels/checksum.cu csrc/kernels/exact_sum.cu
+  csrc/kernels/square_sum.cu csrc/kernels/tree_sum.cu)
 target_link_libraries(ie_kernels_cuda PUBLIC ie_core)
 target_compile_options(ie_kernels_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-O3 -fmad=false>)

@@ -53,6 +53,15 @@ std::int64_t* exact_sum(const Tensor& words, const Tensor& added) {
     return sums.words;
 }
 
+Words words_of(const Tensor& tensor, std::int64_t rows) {
+    check_contiguous(tensor, "x");
+    const auto bytes = tensor.numel() * static_cast<std::int64_t>(tensor.element_size());
+    const std::int64_t word = sizeof(std::uint32_t);
+    IE_CHECK(rows > 0 && bytes % (rows * word) == 0, "x has ", bytes, " bytes, which are not ", rows,
+             " rows of whole words");
+    return {static_cast<const std::uint32_t*>(tensor.data_ptr()), rows, bytes / (rows * word)};
+}
+
 const double* exact_values(const Tensor& values) {
     IE_CHECK(values.scalar_type() == ScalarType::Double, "values must be float64, not ",
              values.scalar_type());

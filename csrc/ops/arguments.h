@@ -34,6 +34,14 @@ struct ExactSums {
 ExactSums exact_sums(const Tensor& words);
 std::int64_t* exact_sum(const Tensor& words, const Tensor& added);  // one, on the device of what is added
 
+// A contiguous tensor of any dtype as rows of 32-bit words.
+struct Words {
+    const std::uint32_t* data;
+    std::int64_t rows;
+    std::int64_t count;  // of a row
+};
+Words words_of(const Tensor& tensor, std::int64_t rows);
+
 // Contiguous fp64, as many as the tensor has.
 const double* exact_values(const Tensor& values);
 

@@ -2,6 +2,9 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <atomic>
+
+#include "kernels/checksum.h"
 #include "kernels/square_sum.h"
 #include "ops/arguments.h"
 
@@ -37,6 +40,23 @@ Tensor square_sum_cpu(const Tensor& x) {
     Tensor sum = torch::stable::empty({}, torch::headeronly::ScalarType::Double);
     *static_cast<double*>(sum.data_ptr()) = kernels::sum_partials(partials.data(), std::ssize(partials));
     return sum;
+}
+
+Tensor checksums_cpu(const Tensor& x, std::int64_t num_rows) {
+    const Words words = words_of(x, num_rows);
+    Tensor sums = torch::stable::empty({words.rows}, torch::headeronly::ScalarType::Long);
+    auto* const to = static_cast<std::int64_t*>(sums.data_ptr());
+    for (std::int64_t row = 0; row < words.rows; ++row) {
+        const std::uint32_t* const from = words.data + row * words.count;
+        std::atomic<std::uint64_t> sum = 0;
+        const std::int64_t num_units = (words.count + kUnit - 1) / kUnit;
+        parallel_for(0, num_units, kGrain, [&](std::int64_t begin, std::int64_t end) {
+            sum +=
+                kernels::checksum(from + begin * kUnit, std::min(end * kUnit, words.count) - begin * kUnit);
+        });
+        to[row] = static_cast<std::int64_t>(sum.load());
+    }
+    return sums;
 }
 
 void exact_add_cpu(const Tensor& words, const Tensor& values) {
@@ -75,6 +95,7 @@ void tree_sum_cpu(const Tensor& out, const Tensor& tensor) {
 STABLE_TORCH_LIBRARY_IMPL(internevo, CPU, m) {
     m.impl("adamw_", TORCH_BOX(&ie::ops::adamw_cpu));
     m.impl("square_sum", TORCH_BOX(&ie::ops::square_sum_cpu));
+    m.impl("checksums", TORCH_BOX(&ie::ops::checksums_cpu));
     m.impl("exact_add_", TORCH_BOX(&ie::ops::exact_add_cpu));
     m.impl("exact_add_squares_", TORCH_BOX(&ie::ops::exact_add_squares_cpu));
     m.impl("exact_values_", TORCH_BOX(&ie::ops::exact_values_cpu));

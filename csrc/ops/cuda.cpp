@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "core/error.h"
+#include "kernels/checksum.h"
 #include "kernels/square_sum.h"
 #include "ops/arguments.h"
 
@@ -90,12 +91,22 @@ void tree_sum_cuda(const Tensor& out, const Tensor& tensor) {
     }
 }
 
+Tensor checksums_cuda(const Tensor& x, std::int64_t num_rows) {
+    const Words words = words_of(x, num_rows);
+    const DeviceGuard guard(x.get_device_index());
+    Tensor sums = torch::stable::new_zeros(x, {words.rows}, ScalarType::Long);
+    kernels::checksum_cuda(words.data, words.rows, words.count, static_cast<std::uint64_t*>(sums.data_ptr()),
+                           current_stream(x));
+    return sums;
+}
+
 }  // namespace
 }  // namespace ie::ops
 
 STABLE_TORCH_LIBRARY_IMPL(internevo, CUDA, m) {
     m.impl("adamw_", TORCH_BOX(&ie::ops::adamw_cuda));
     m.impl("square_sum", TORCH_BOX(&ie::ops::square_sum_cuda));
+    m.impl("checksums", TORCH_BOX(&ie::ops::checksums_cuda));
     m.impl("exact_add_", TORCH_BOX(&ie::ops::exact_add_cuda));
     m.impl("exact_add_squares_", TORCH_BOX(&ie::ops::exact_add_squares_cuda));
     m.impl("exact_values_", TORCH_BOX(&ie::ops::exact_values_cuda));

@@ -12,6 +12,7 @@ STABLE_TORCH_LIBRARY(internevo, m) {
     m.def("square_sum(Tensor x) -> Tensor");
     m.def("exact_add_(Tensor(a!) words, Tensor values) -> ()");
     m.def("exact_add_squares_(Tensor(a!) words, Tensor x) -> ()");
+    m.def("checksums(Tensor x, int rows) -> Tensor");
     m.def("exact_values_(Tensor(a!) words) -> Tensor");
     m.def("tree_sum_(Tensor(a!) out, Tensor rows) -> ()");
 }

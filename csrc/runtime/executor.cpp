@@ -7,7 +7,9 @@
 #include <torch/csrc/distributed/c10d/GroupRegistry.hpp>
 
 #include "core/error.h"
+#include "core/faults.h"
 #include "core/layout.h"
+#include "runtime/damage.h"
 
 namespace ie::runtime {
 namespace {
@@ -31,6 +33,18 @@ std::vector<std::string> instruction_lines(const std::string& text, std::size_t 
 
 std::int64_t bucket_of(const std::string& what) {
     return what.starts_with("bucket[") ? std::stoll(what.substr(7)) : -1;
+}
+
+// Before an instruction of this kind.
+core::FaultPoint point_of(Kind kind) {
+    static_assert(static_cast<int>(core::FaultPoint::kFree) - static_cast<int>(core::FaultPoint::kGather) ==
+                  static_cast<int>(Kind::kFree));
+    return static_cast<core::FaultPoint>(static_cast<int>(core::FaultPoint::kGather) +
+                                         static_cast<int>(kind));
+}
+
+std::vector<at::Tensor> states_of(const Shard& shard) {
+    return {shard.master, shard.exp_avg, shard.exp_avg_sq};
 }
 
 void adamw(const Shard& shard, const at::Tensor& grad, const at::Tensor& grad_scale, const Settings& settings,
@@ -68,7 +82,28 @@ Executor::Executor(const std::string& program, Bindings bindings)
         orders_[i].releases = slots(queueing.releases.names[i]);
     }
     last_releases_ = slots(queueing.releases.names.back());
+    if (bindings_.audits) open_accounts();
     lanes_ = std::move(queueing.lanes);
+}
+
+void Executor::open_accounts() {
+    std::vector<std::int64_t> members;
+    for (const Order& order : orders_)
+        members.push_back(order.transfers && order.kind != Kind::kNorm ? order.transfers->size() : 0);
+    audit_ = std::make_unique<Audit>(members, std::ssize(program_.buckets), memory_.device());
+    for (std::size_t i = 0; i < orders_.size(); ++i) orders_[i].account = audit_->account(i);
+    accept_states();
+}
+
+const Audit& Executor::audit() const {
+    IE_CHECK(audit_, "steps are audited only with run.guard=full");
+    return *audit_;
+}
+
+void Executor::accept_states() {
+    if (!audit_) return;
+    const auto num_buckets = std::ssize(bindings_.shards);
+    for (std::int64_t b = 0; b < num_buckets; ++b) audit_->leave(b, states_of(bindings_.shards[b]));
 }
 
 std::vector<Memory::Slot> Executor::slots(const core::Names& names) const {
@@ -146,10 +181,12 @@ void Executor::advance(const Memory::Tensors& inputs, std::int64_t end) {
     lanes_->run([this](std::size_t instruction) { execute(instruction); }, static_cast<std::size_t>(end));
 }
 
-at::Tensor Executor::step(const Memory::Tensors& inputs, double lr, std::int64_t step, bool stop) {
+at::Tensor Executor::step(const Memory::Tensors& inputs, double lr, std::int64_t step, bool stop,
+                          Limits limits) {
     put(inputs);
     lr_ = lr;
     step_ = step;
+    limits_ = limits;
     totals_.add(Totals::kStop, static_cast<double>(stop));
     lanes_->run([this](std::size_t instruction) { execute(instruction); });
     release(last_releases_);
@@ -162,6 +199,7 @@ void Executor::put(const Memory::Tensors& inputs) {
     if (lanes_->next() == 0) {
         inputs_.clear();
         totals_.reset();
+        if (audit_) audit_->begin();
         memory_.reset_peak();
     }
     for (const auto& [name, tensor] : inputs) {
@@ -189,6 +227,7 @@ void Executor::execute(std::size_t instruction) {
     slot.begin(lane, static_cast<std::int64_t>(instruction));
     release(order.releases);
     try {
+        core::fault(point_of(order.kind));
         (this->*kActions[static_cast<std::size_t>(order.kind)])(order);
         slot.end(lane);
     } catch (python_error& error) {
@@ -220,7 +259,7 @@ void Executor::gather(const Order& order) {
     const bool in_place = order.reads[0] == order.writes[0];
     const at::Tensor own =
         in_place ? buffer.narrow(0, order.own.offset, order.own.numel) : memory_.read(order.reads[0]);
-    order.transfers->all_gather(buffer.narrow(0, order.group.offset, order.group.numel), own);
+    order.transfers->all_gather(buffer.narrow(0, order.group.offset, order.group.numel), own, order.account);
 }
 
 void Executor::compute(const Order& order) {
@@ -229,6 +268,7 @@ void Executor::compute(const Order& order) {
     for (const Memory::Slot slot : order.reads) inputs.push_back(memory_.read(slot));
     for (const ParamView& param : call.params) {
         const at::Tensor& flat = memory_.read(param_slots_.at(param.bucket));
+        if (const auto fault = core::fault(core::FaultPoint::kWeights)) damage(flat, *fault);
         const std::int64_t numel = c10::multiply_integers(param.shape);
         inputs.push_back(flat.narrow(0, param.offset, numel).view(param.shape));
     }
@@ -250,12 +290,14 @@ void Executor::pack(const Order& order) {
         end = offsets[i] + grad.numel();
     }
     if (!adds) flat.slice(0, end).zero_();
+    if (const auto fault = core::fault(core::FaultPoint::kGradient)) damage(flat, *fault);
 }
 
 void Executor::reduce(const Order& order) {
     const at::Tensor& in = memory_.read(order.reads[0]);
     const at::Tensor& out = memory_.target(order.writes[0]);
-    order.is_replicated ? order.transfers->all_reduce(out, in) : order.transfers->reduce_scatter(out, in);
+    order.is_replicated ? order.transfers->all_reduce(out, in, order.account)
+                        : order.transfers->reduce_scatter(out, in, order.account);
 }
 
 // Adds what it reads, from left to right. The target may be the second of two, never one of more.
@@ -272,6 +314,7 @@ void Executor::norm(const Order& order) {
     if (order.bucket >= 0) {
         const bool in_order = program_.mode != core::Mode::kFast;
         if (is_first_replica()) totals_.add_squares(memory_.read(order.reads[0]), in_order);
+        if (audit_) audit_->find(order.bucket, states_of(bindings_.shards[order.bucket]));
         return;
     }
     for (std::size_t i = program_.buckets.size(); i < order.reads.size(); i += 2) {
@@ -279,12 +322,14 @@ void Executor::norm(const Order& order) {
         totals_.add(Totals::kCount, memory_.read(order.reads[i + 1]));
     }
     if (order.transfers) totals_.sum_over(*order.transfers);
-    grad_scale_ = totals_.grad_scale(bindings_.settings.clip);
+    grad_scale_ = totals_.grad_scale(bindings_.settings.clip, limits_);
+    if (audit_) grad_scale_.masked_fill_(audit_->settle(order.transfers).logical_not(), 0);
 }
 
 void Executor::update(const Order& order) {
     const at::Tensor& grad = memory_.read(order.reads[0]);
     adamw(bindings_.shards[order.bucket], grad, grad_scale_, bindings_.settings, lr_, step_);
+    if (audit_) audit_->leave(order.bucket, states_of(bindings_.shards[order.bucket]));
 }
 
 }  // namespace ie::runtime

@@ -1,14 +1,14 @@
 // torch.classes.internevo.Executor: runs a Program. One call a step; Python runs only inside regions, on the
 // calling thread.
 //
-//     step(inputs, lr, step, stop) -> [loss sum, count, stop, square sum] over all micro-batches and ranks
-//     advance(inputs, end)         instructions below `end`, ahead of the step() that runs the rest
+//     step(inputs, lr, step, stop, limits) -> [loss sum, count, stop, square sum] over all micro-batches and
+//     ranks advance(inputs, end)         instructions below `end`, ahead of the step() that runs the rest
 //
 // What each instruction does is csrc/core/layout.h read as orders: a kind is a row of kActions, an operand a
 // slot of Memory, a lane a thread or a stream of the device (queueing.h), a (lane, level) a process group.
-// Parameters are updated unless the loss or the gradient is not finite or nothing was counted; the caller
-// sees that in what step() returns, and then no rank has updated anything. On streams step() returns as soon
-// as everything is queued: reading what it returned is the only wait for the device.
+// Parameters are updated unless the loss or the gradient is not finite or above its limit, or nothing was
+// counted; the caller sees that in what step() returns, and then no rank has updated anything. On streams
+// step() returns as soon as everything is queued: reading what it returned is the only wait for the device.
 //
 // An error in any lane ends the step and is rethrown with the instruction it happened in: what a region
 // raises as it is, with a note; an error of a backend as DistBackendError. The executor is of no use then.
@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "core/program.h"
+#include "runtime/audit.h"
 #include "runtime/board.h"
 #include "runtime/memory.h"
 #include "runtime/queueing.h"
@@ -67,6 +68,7 @@ struct Bindings {
     std::unordered_map<std::string, std::vector<Route>> routes;  // of each level; the world has none
     at::ScalarType wire;
     Settings settings;
+    bool audits;           // run.guard=full
     std::string queueing;  // what lanes are: a row of queueing.cpp
     int board;             // file of the board on which others watch this rank; -1: nobody does
 };
@@ -78,7 +80,12 @@ class Executor : public torch::CustomClassHolder {
     // Inputs are the values that no call writes, by operand ("%m0.tokens"), given before they are read, and
     // kept to the end of the step; step counts from 1.
     void advance(const Memory::Tensors& inputs, std::int64_t end);
-    at::Tensor step(const Memory::Tensors& inputs, double lr, std::int64_t step, bool stop);
+    at::Tensor step(const Memory::Tensors& inputs, double lr, std::int64_t step, bool stop, Limits limits);
+
+    // Of the last step, where it is audited: see audit.h. States are accepted as they are where the caller
+    // has replaced them.
+    const Audit& audit() const;
+    void accept_states();
 
     at::Tensor value(const std::string& name) const { return memory_.read(memory_.slot(name)); }
     at::Tensor trace() const;  // [instructions, 2]: start and end in the last step, monotonic ns
@@ -97,6 +104,7 @@ class Executor : public torch::CustomClassHolder {
         std::vector<Memory::Slot> reads{}, writes{};  // of a call: values only
         std::vector<Memory::Slot> releases{};         // whose memory goes back before this one
         std::int64_t bucket = -1;
+        Account* account = nullptr;  // of what it sends, where that is audited
         const BoundCall* call = nullptr;
         const Transfers* transfers = nullptr;
         bool is_replicated = false;  // a reduce over replicas is an all-reduce
@@ -105,6 +113,7 @@ class Executor : public torch::CustomClassHolder {
     using Action = void (Executor::*)(const Order&);
     static const Action kActions[];
 
+    void open_accounts();
     std::vector<Memory::Slot> slots(const core::Names& names) const;
     Order resolve(const core::Instruction& instruction, const std::string& line);
     void resolve_call(Order& order, const std::string& name);
@@ -132,12 +141,14 @@ class Executor : public torch::CustomClassHolder {
     Memory memory_;
     Totals totals_;
     std::unordered_map<std::string, std::unique_ptr<Transfers>> transfers_;
+    std::unique_ptr<Audit> audit_;           // null: none
     std::vector<Memory::Slot> param_slots_;  // of each bucket
     std::vector<Order> orders_;
     std::vector<Memory::Slot> inputs_;  // of this step
 
     double lr_ = 0;
     std::int64_t step_ = 0;
+    Limits limits_{};
     at::Tensor grad_scale_;  // [1] fp32; 0 where the step must not update
 
     std::vector<Memory::Slot> last_releases_;  // at the end of the step

@@ -2,6 +2,7 @@
 #include <torch/library.h>
 
 #include "core/error.h"
+#include "core/faults.h"
 #include "runtime/executor.h"
 
 namespace ie::runtime {
@@ -58,10 +59,10 @@ c10::intrusive_ptr<Executor> make(const string& program, int64_t rank, const std
                                   const c10::Dict<string, string>& groups,
                                   const c10::Dict<string, std::vector<Route::Row>>& routes,
                                   at::ScalarType wire, const std::vector<double>& settings,
-                                  const string& queueing, int64_t board) {
+                                  const string& queueing, bool audits, int64_t board) {
     return c10::make_intrusive<Executor>(
         program, Bindings{rank, to_calls(calls), std::move(grad_offsets), to_map(buffers), to_shards(shards),
-                          to_map(groups), to_routes(routes), wire, to_settings(settings), queueing,
+                          to_map(groups), to_routes(routes), wire, to_settings(settings), audits, queueing,
                           static_cast<int>(board)});
 }
 
@@ -71,8 +72,12 @@ void advance(const c10::intrusive_ptr<Executor>& executor, const c10::Dict<strin
 }
 
 at::Tensor step(const c10::intrusive_ptr<Executor>& executor, const c10::Dict<string, at::Tensor>& inputs,
-                double lr, int64_t step, bool stop) {
-    return executor->step(to_map(inputs), lr, step, stop);
+                double lr, int64_t step, bool stop, double max_loss, double max_grad_norm) {
+    return executor->step(to_map(inputs), lr, step, stop, {max_loss, max_grad_norm});
+}
+
+void arm_faults(const string& plan, int64_t seed, int64_t rank, const string& log) {
+    core::arm_faults(plan, seed, rank, log);
 }
 
 }  // namespace
@@ -80,10 +85,18 @@ at::Tensor step(const c10::intrusive_ptr<Executor>& executor, const c10::Dict<st
 
 TORCH_LIBRARY_FRAGMENT(internevo, m) {
     using ie::runtime::Executor;
+    m.def("arm_faults(str plan, int seed, int rank, str log) -> ()", &ie::runtime::arm_faults);
+    m.def("disarm_faults() -> ()", &ie::core::disarm_faults);
+    m.def("faults_in_step(int step) -> ()", &ie::core::faults_in_step);
     m.class_<Executor>("Executor")
         .def(torch::init(&ie::runtime::make))
         .def("advance", &ie::runtime::advance)
         .def("step", &ie::runtime::step)
+        .def("audit_total", [](const c10::intrusive_ptr<Executor>& self) { return self->audit().total(); })
+        .def("audit_own", [](const c10::intrusive_ptr<Executor>& self) { return self->audit().own(); })
+        .def("messages",
+             [](const c10::intrusive_ptr<Executor>& self, int64_t i) { return self->audit().messages(i); })
+        .def("accept_states", &Executor::accept_states)
         .def("value", &Executor::value)
         .def("trace", &Executor::trace)
         .def("live_bytes", &Executor::live_bytes)

@@ -37,14 +37,15 @@ at::Tensor Totals::tensor() const {
     return call<Map>("internevo::exact_values_", words_);
 }
 
-at::Tensor Totals::grad_scale(double clip) const {
+at::Tensor Totals::grad_scale(double clip, const Limits& limits) const {
     const at::Tensor totals = tensor();
     const at::Tensor loss = totals[kLossSum], count = totals[kCount], squares = totals[kSquares];
     const at::Tensor norm = squares.sqrt() / count;
     const at::Tensor longest = at::full_like(norm, clip);
     const at::Tensor factor = clip > 0 ? (longest / (norm + 1e-6)).clamp_max(1) : at::ones_like(norm);
-    const at::Tensor is_usable =
-        (count > 0).logical_and(at::isfinite(loss)).logical_and(at::isfinite(squares));
+    const at::Tensor is_finite = at::isfinite(loss).logical_and(at::isfinite(squares));
+    const at::Tensor is_low = (loss / count <= limits.loss).logical_and(norm <= limits.grad_norm);
+    const at::Tensor is_usable = (count > 0).logical_and(is_finite).logical_and(is_low);
     return (factor / count).masked_fill(is_usable.logical_not(), 0).to(at::kFloat).view({1});
 }
 

@@ -12,6 +12,11 @@
 
 namespace ie::runtime {
 
+// What the mean loss and the gradient's norm may at most be for a step to update anything.
+struct Limits {
+    double loss, grad_norm;
+};
+
 class Totals {
   public:
     enum Row : std::int64_t { kLossSum, kCount, kStop, kSquares, kNumRows };
@@ -32,8 +37,8 @@ class Totals {
     at::Tensor tensor() const;  // [4] fp64, as the rows are numbered
 
     // [1] fp32: makes a gradient sum the mean, no longer than `clip`, if that is not 0. Is 0 where there must
-    // be no update: the loss or the gradient is not a number, or nothing was counted.
-    at::Tensor grad_scale(double clip) const;
+    // be no update: the loss or the gradient is not a number or above its limit, or nothing was counted.
+    at::Tensor grad_scale(double clip, const Limits& limits) const;
 
   private:
     at::Tensor words_;  // int64 [rows, words of a sum]

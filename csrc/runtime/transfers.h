@@ -39,6 +39,12 @@ struct Route {
     static std::vector<Route> parse(const std::vector<Row>& rows);
 };
 
+// Checksums of what one transfer sent to each member of the group and received from it, added up over its
+// pieces: int64 [members].
+struct Account {
+    at::Tensor sent, received;
+};
+
 class Transfers : public torch::CustomClassHolder {
   public:
     using Group = c10::intrusive_ptr<c10d::ProcessGroup>;
@@ -47,24 +53,29 @@ class Transfers : public torch::CustomClassHolder {
     // `wait` returns when the work has ended and throws its error. Here and below: throws ie::Error.
     Transfers(Group group, std::vector<Route> routes, at::ScalarType wire, Wait wait);
 
-    // in [size * n] fp32, member r's slice at r * n -> out [n] fp32.
-    void reduce_scatter(const at::Tensor& out, const at::Tensor& in) const;
+    // in [size * n] fp32, member r's slice at r * n -> out [n] fp32. Here and below: `account` may be null.
+    void reduce_scatter(const at::Tensor& out, const at::Tensor& in, Account* account) const;
 
     // in [n] -> out [size * n], member r's slice at r * n. `in` may be this member's slice of `out`.
-    void all_gather(const at::Tensor& out, const at::Tensor& in) const;
+    void all_gather(const at::Tensor& out, const at::Tensor& in, Account* account) const;
 
     // in [n] fp32 -> out [n] fp32, equal bits on all members.
-    void all_reduce(const at::Tensor& out, const at::Tensor& in) const;
+    void all_reduce(const at::Tensor& out, const at::Tensor& in, Account* account) const;
 
     // In place and in no particular order: for integers.
     void sum_(const at::Tensor& integers) const;
 
+    std::int64_t size() const { return size_; }
+
   private:
     const Route& route(Transfer transfer, const at::Tensor& longer) const;
-    void reduce_scatter_in_order(const at::Tensor& out, const at::Tensor& in, std::int64_t pieces) const;
-    void all_reduce_in_order(const at::Tensor& out, const at::Tensor& in, std::int64_t pieces) const;
-    void gather(at::Tensor out, at::Tensor in) const;
-    void gather_in_pieces(const at::Tensor& out, const at::Tensor& in, std::int64_t pieces) const;
+    void reduce_scatter_in_order(const at::Tensor& out, const at::Tensor& in, std::int64_t pieces,
+                                 Account* account) const;
+    void all_reduce_in_order(const at::Tensor& out, const at::Tensor& in, std::int64_t pieces,
+                             Account* account) const;
+    void gather(at::Tensor out, at::Tensor in, Account* account) const;
+    void gather_in_pieces(const at::Tensor& out, const at::Tensor& in, std::int64_t pieces,
+                          Account* account) const;
 
     Group group_;
     std::int64_t size_;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/adamw.h"
+#include "kernels/checksum.h"
 #include "kernels/square_sum.h"
 #include "kernels/tree_sum.h"
 #include "tests/check.h"
@@ -169,6 +170,27 @@ void tree_sum_adds_in_one_tree_for_every_number_of_rows() {
     }
 }
 
+void checksums_add_up_over_any_cut_and_see_every_bit() {
+    for (std::int64_t numel : kSizes) {
+        std::vector<std::uint32_t> words(numel);
+        std::mt19937 random(numel);
+        std::uint64_t expected = 0;
+        for (std::uint32_t& word : words) expected += word = random();
+        for (InstructionSet set : supported_sets()) {
+            EXPECT(checksum(words.data(), numel, set) == expected);
+            const std::int64_t cut = numel / 3;
+            EXPECT(checksum(words.data(), cut, set) + checksum(words.data() + cut, numel - cut, set) ==
+                   expected);
+            for (int bit = 0; bit < 32 && numel > 0; ++bit) {
+                std::uint32_t& word = words[random() % numel];
+                word ^= 1u << bit;
+                EXPECT(checksum(words.data(), numel, set) != expected);
+                word ^= 1u << bit;
+            }
+        }
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -178,6 +200,7 @@ int main() {
     bfloat16_rounds_to_nearest_even();
     square_sum_follows_its_order_for_every_instruction_set();
     tree_sum_adds_in_one_tree_for_every_number_of_rows();
+    checksums_add_up_over_any_cut_and_see_every_bit();
     std::printf("instruction sets tested: %zu\n", supported_sets().size());
     return ie::tests::failures > 0;
 }

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from internevo_engine.checkpoint.storage import Write, step_name, step_of
 from internevo_engine.errors import CheckpointError, StorageError
+from internevo_engine.faults import fail_as_told, fault
 
 _TRASH, _DRAFT, _REFUSED = "trash-", ".tmp-", "refused-"
 
@@ -34,14 +35,20 @@ class LocalFolder:
 
     @contextmanager
     def create(self, name: str) -> Iterator[Write]:
+        fail_as_told("create", self._path / name)
         descriptor = os.open(self._path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
 
         def write(data: memoryview) -> None:
             while data:
-                data = data[os.write(descriptor, data) :]
+                told = fault("write")
+                if told is not None and told[0] == "errno":
+                    raise OSError(told[1], os.strerror(told[1]), str(self._path / name))
+                part = data[: max(1, len(data) // 2)] if told is not None else data
+                data = data[os.write(descriptor, part) :]
 
         try:
             yield write
+            fail_as_told("sync", self._path / name)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -50,6 +57,7 @@ class LocalFolder:
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
         try:
+            fail_as_told("load", self._path / name)
             with self._descriptor() as folder:  # O_NONBLOCK: opening a pipe must not wait for its writer
                 descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
         except OSError as error:
@@ -103,6 +111,7 @@ class LocalStorage:
 
     def publish(self, step: int, attempt: str) -> None:
         draft = self._draft_path(step, attempt)
+        fail_as_told("publish", draft)
         _sync(draft)
         os.rename(draft, self._root / step_name(step))  # refused by the system where step-N is there and not empty
         _sync(self._root)
@@ -111,6 +120,7 @@ class LocalStorage:
         shutil.rmtree(self._draft_path(step, attempt), ignore_errors=True)  # else `prepare` of the next start does it
 
     def remove(self, step: int) -> None:
+        fail_as_told("remove", self._root / step_name(step))
         trash = self._root / f"{_TRASH}{step_name(step)}"
         os.rename(self._root / step_name(step), trash)
         _sync(self._root)
@@ -126,6 +136,7 @@ class LocalStorage:
 
 
 def _sync(folder: Path) -> None:
+    fail_as_told("sync", folder)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

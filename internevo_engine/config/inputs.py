@@ -6,8 +6,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from internevo_engine.units import divisors, one_of
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(gt=0, le=1 << 40)]
+NonNegative = Annotated[int, Field(ge=0, le=1 << 63)]
+Width = Annotated[int, Field(gt=0, le=1 << 20)]
+"""Of a layer; with it and the two bounds below every count of parameters fits into 64 bits."""
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -15,7 +17,9 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 class Section(BaseModel):
     """Base of all sections: unknown keys, wrong types and later changes are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class ModelConfig(Section):
@@ -25,17 +29,17 @@ class ModelConfig(Section):
     """Row of the family table in models/families.py."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Dtype of parameters and computation (the optimizer keeps fp32); auto: bf16 on CUDA, fp32 on CPU."""
-    vocab: Positive
+    vocab: Annotated[int, Field(gt=0, le=1 << 24)]
     """Rows of the embedding and of the head, in tokens."""
-    layers: Positive
+    layers: Annotated[int, Field(gt=0, le=1 << 12)]
     """Number of decoder layers."""
-    hidden: Positive
+    hidden: Width
     """Width of the residual stream."""
-    heads: Positive
+    heads: Width
     """Number of query heads; the head size is hidden / heads."""
-    kv_heads: Positive | None = None
+    kv_heads: Width | None = None
     """Number of key and value heads (grouped-query attention); null: as many as heads."""
-    ffn: Positive
+    ffn: Width
     """Width of the gated feed-forward layer."""
     rope_base: Annotated[float, Field(gt=0)] | None = None
     """Base of the rotary embedding; null: the family's."""

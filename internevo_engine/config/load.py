@@ -12,6 +12,9 @@ from internevo_engine.config.schema import FREE_KEYS, Config, StepConfig
 from internevo_engine.config.yaml_source import KeyPath, Source, read_file, read_override
 from internevo_engine.errors import ConfigError
 
+MAX_SHOWN = 200
+"""Characters of a wrong value in an error."""
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read `path`, the files it names as `base:`, and `section.key=value` overrides, in rising priority.
@@ -124,8 +127,12 @@ def _explain(error: ValidationError, source: Source, root: type[BaseModel] = Con
 
 def _line(path: KeyPath, texts: Sequence[str], found: dict[KeyPath, Any], source: Source) -> str:
     parts = [texts[0], *(text.removeprefix("should be ") for text in texts[1:])]
-    value = f", found {found[path]!r}" if path in found else ""
+    value = f", found {_shortened(repr(found[path]))}" if path in found else ""
     return f"{source.place(path)}: {'.'.join(path)}: {' or '.join(dict.fromkeys(parts))}{value}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _known_path(location: Iterable[int | str], root: type[BaseModel]) -> KeyPath:

@@ -21,9 +21,15 @@ FREE_KEYS = (
     "run.log_every",
     "run.valid_every",
     "run.tensorboard",
+    "run.guard",
+    "run.allow_faults",
+    "run.bad_step",
+    "run.max_bad_steps",
+    "run.spike_",
 )
 """Where and how to run: keys with these prefixes may change between two starts of the same run. All others shape the
-trained numbers."""
+trained numbers. What to do with bad steps does too, but whoever must get past them has to change it, and what was left
+out stays written down."""
 
 
 class OptimConfig(Section):
@@ -126,6 +132,8 @@ class StepConfig(Section):
     """Micro-batches of one rank in one step."""
     world_invariant: bool = False
     """See RunConfig."""
+    audit: bool = False
+    """Compare what is received with what was sent, and states at rest, before each update: run.guard=full."""
     optim: OptimConfig = OptimConfig()
     zero: ZeroConfig = ZeroConfig()
     comm: CommConfig = CommConfig()
@@ -167,6 +175,25 @@ class RunConfig(Section):
     """Equal bits for any number of ranks at the same global batch, too. Implies comm.reduction=ordered, and adds
     micro-batches in a fixed tree as well: one more copy of the summed gradients for every doubling of data.grad_accum.
     Ranks and data.grad_accum must be powers of two, comm.wire fp32; on CPU a rank computes with one thread."""
+    guard: Literal["off", "light", "full"] = "off"
+    """Search for flipped bits; what is found ends the run with 10. light: ranks that hold copies of the same parameters
+    or optimizer states compare checksums of them every guard_every steps, and before each checkpoint. full: after every
+    step, and before each update what was received is compared with what was sent, and optimizer states with what the
+    last update left; the backend's sums are then replaced by messages, which the owner of a slice adds."""
+    guard_every: Positive = 100
+    """Steps between two comparisons with guard=light."""
+    bad_step: Literal["skip", "rewind"] = "skip"
+    """After a step that updated nothing, for its loss or gradient norm is not finite or a spike: leave its batch out,
+    or go back to the newest checkpoint and leave out all batches from there to it."""
+    max_bad_steps: Positive = 3
+    """Bad steps in a row (with rewind: back to the same checkpoint) that end the run; 1: the first one does."""
+    spike_sigma: Annotated[float, Field(gt=0)] | None = None
+    """Loss or gradient norm above mean + spike_sigma standard deviations of the last good steps is a spike; null: none
+    is."""
+    spike_window: Annotated[int, Field(ge=2)] = 128
+    """Good steps that spikes are measured by; before there are so many, nothing is one."""
+    allow_faults: bool = False
+    """Let the environment variable IE_FAULTS break this run on purpose (docs/guard.md); for tests."""
     valid_every: NonNegative = 0
     """Steps between two validations; 0: only at the end."""
     tensorboard: bool = False
@@ -221,6 +248,7 @@ class Config(Section):
             steps=self.run.steps,
             grad_accum=self.data.grad_accum,
             world_invariant=self.run.world_invariant,
+            audit=self.run.guard == "full",
             optim=self.optim,
             zero=self.zero,
             comm=self.comm,

@@ -2,12 +2,14 @@
 
 Stricter than PyYAML's defaults, which read `1e-4` as text, `no` as False, `12:30` as 750, `010` as 8 and let a
 second equal key win silently: here numbers are JSON's, the only booleans are true and false, and a second
-equal key is a problem.
+equal key is a problem. A file is read as if a stranger wrote it: bounded in size and depth, without
+aliases and tags.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,16 @@ from internevo_engine.errors import ConfigError
 
 KeyPath = tuple[str, ...]
 
+MAX_BYTES = 1 << 16
+MAX_DEPTH = 32
+_MAX_DIGITS = 300
+"""Of a number; longer ones are text."""
 _INT = re.compile(r"[-+]?(0|[1-9][0-9_]*)\Z")
-_FLOAT = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\Z|[-+]?\.(inf|Inf)\Z|\.(nan|NaN)\Z")
-_WORDS: Mapping[str, Any] = {"true": True, "false": False, "null": None, "~": None, "": None}
+_FLOAT = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\Z")
+_WORDS: Mapping[str, Any] = {
+    **{"true": True, "false": False, "null": None, "~": None, "": None},
+    **{".inf": inf, "+.inf": inf, "-.inf": -inf, ".nan": nan},
+}
 
 
 @dataclass
@@ -50,12 +59,14 @@ def read_file(path: Path) -> Source:
         ConfigError: the file can't be read or is not YAML.
     """
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        root = _compose(_read_text(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: can't be read: {error}") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
     source = Source(places={(): str(path)})
     if isinstance(root, yaml.MappingNode):
         source.values = _mapping(root, (), str(path), source)
@@ -71,7 +82,7 @@ def read_override(text: str) -> Source:
     if not separator or not all(path):
         return Source(problems=[f"{text}: an override is written section.key=value"])
     try:
-        node = yaml.compose(value, Loader=yaml.SafeLoader)
+        node = _compose(value)
     except yaml.YAMLError:
         return Source(problems=[f"{text}: the value is not valid YAML; quote it if it is text"])
     source = Source(places={path: f"override {text}"})
@@ -81,6 +92,34 @@ def read_override(text: str) -> Source:
     assert isinstance(tree, dict)
     source.values = tree
     return source
+
+
+def _read_text(path: Path) -> str:
+    with path.open("rb") as file:
+        raw = file.read(MAX_BYTES + 1)
+    if len(raw) > MAX_BYTES:
+        raise ConfigError(f"{path}: is larger than {MAX_BYTES} bytes; no config is: is it another file?")
+    return raw.decode("utf-8")
+
+
+def _compose(text: str) -> yaml.Node | None:
+    """The tree of the text, whose size bounds the tree's: every node is written out.
+
+    Raises:
+        yaml.YAMLError: it is not YAML, nested deeper than MAX_DEPTH, or has tags or aliases.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH}", problem_mark=event.start_mark)
+        if getattr(event, "tag", None):
+            raise yaml.MarkedYAMLError(problem="tags (!name) aren't read; leave it out", problem_mark=event.start_mark)
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(
+                problem="aliases (*name) aren't read; write it out, or use base:", problem_mark=event.start_mark
+            )
+    return yaml.compose(text, Loader=yaml.SafeLoader)
 
 
 def _mapping(node: yaml.MappingNode, path: KeyPath, file: str, source: Source) -> dict[str, Any]:
@@ -111,6 +150,8 @@ def _value(node: yaml.Node, path: KeyPath, file: str, source: Source) -> Any:
 def _scalar(text: str) -> Any:
     if text in _WORDS:
         return _WORDS[text]
+    if len(text) > _MAX_DIGITS:
+        return text
     if _INT.match(text):
         return int(text)
     return float(text) if _FLOAT.match(text) else text

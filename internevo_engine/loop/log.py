@@ -59,5 +59,5 @@ class StepBar:
         self._progress = progress
         self._task = progress.add_task("train", total=num_steps, status="")
 
-    def advance(self, *, loss: float, tgs: float) -> None:
-        self._progress.update(self._task, advance=1, status=f"loss {loss:.3f}  {tgs:,.0f} tokens/s per rank")
+    def show(self, step: int, *, loss: float, tgs: float) -> None:
+        self._progress.update(self._task, completed=step, status=f"loss {loss:.3f}  {tgs:,.0f} tokens/s per rank")

@@ -41,6 +41,8 @@ class StepMetrics:
     mfu: float | None
     """tflops over the device's bf16 peak; None where the peak is unknown."""
     step_ms: float
+    skipped: int
+    """Batches left out since the start; RUN/skipped.jsonl says which and why."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Meter:
         step_tokens: int,
         squared_lengths: int,
         seconds: float,
+        skipped: int,
     ) -> StepMetrics:
         """Rates of one step.
 
@@ -70,6 +73,7 @@ class Meter:
             step_tokens: positions computed in this step, over all ranks.
             squared_lengths: sum of the squared piece lengths of this rank's micro-batches.
             seconds: duration of the step.
+            skipped: batches left out since the start.
         """
         local_tokens = step_tokens // self.world
         tflops = model_flops(self.model, local_tokens, squared_lengths) / seconds / 1e12
@@ -86,6 +90,7 @@ class Meter:
             tflops_internevo=internevo,
             mfu=tflops / peak if peak else None,
             step_ms=seconds * 1e3,
+            skipped=skipped,
         )
 
 

@@ -15,13 +15,16 @@ import torch
 from internevo_engine.config.load import dump_config
 from internevo_engine.config.schema import Config
 from internevo_engine.data.tokenizers import Tokenizer
+from internevo_engine.faults import ARMED
 from internevo_engine.loop.evaluate import Score, Validation
 from internevo_engine.loop.final import write_final
 from internevo_engine.loop.fingerprint import FILE, Fingerprint, fingerprint
 from internevo_engine.loop.log import Log, StepBar
 from internevo_engine.loop.metrics import StepMetrics, as_line
+from internevo_engine.loop.numbers import FILE as SKIPPED
+from internevo_engine.loop.numbers import Skip
 from internevo_engine.loop.plots import draw_loss
-from internevo_engine.loop.run_folder import RunFolder, environment, folder_of
+from internevo_engine.loop.run_folder import RunFolder, environment, folder_of, read_jsonl
 from internevo_engine.loop.sinks import Sink, jsonl, tensorboard
 from internevo_engine.plan.plan import Plan, describe
 from internevo_engine.program import Program
@@ -54,6 +57,7 @@ class Recorder:
         self.goes_on = goes_on
         self.steps_done = 0
         self._rank, self._job = rank, job
+        self._marks: dict[str, bool] = {}
         self._log = Log(speaks=rank == 0)
         self._run = config.run
         self._folder: RunFolder | None = None
@@ -105,6 +109,16 @@ class Recorder:
             self._describe(self._folder)
         self.say(f"going on from the checkpoint of step {step}")
 
+    def faults_armed(self, plan: str) -> str:
+        """Every record says from now on that this run breaks on purpose.
+
+        Returns:
+            Where this rank logs what happened: beside the run folder, which may be moved aside at the next start.
+        """
+        self._marks = {"faults_armed": True}
+        self.say(f"{ARMED}: {plan}")
+        return str(self.path.with_name(f"{self.path.name}.rank{self._rank}.faults"))
+
     def say(self, text: str) -> None:
         """A line for the screen and the log."""
         self._log.say(text)
@@ -119,7 +133,7 @@ class Recorder:
         self.steps_done = metrics.step
         self._keep_fingerprint(fingerprint(metrics.step, metrics.loss, metrics.grad_norm, **asdict(checksums)))
         for sink in self._step_sinks:
-            sink(metrics.step, asdict(metrics))
+            sink(metrics.step, asdict(metrics) | self._marks)
         if metrics.step % self._run.log_every == 0 or metrics.step in (1, self._run.steps):
             self.say(as_line(metrics, self._run.steps))
 
@@ -132,6 +146,17 @@ class Recorder:
         """RUN/program.txt: what is executed in a step, instruction by instruction."""
         if self._folder is not None and program is not None:
             self._folder.write("program.txt", program.text)
+
+    def skips(self) -> tuple[Skip, ...]:
+        """The batches that were left out, as the run folder knows; none off rank 0."""
+        records = read_jsonl(self.path / SKIPPED) if self._folder is not None else []
+        return tuple(Skip.model_validate_json(json.dumps(record)) for record in records)
+
+    def left_out(self, skips: Sequence[Skip]) -> None:
+        """All batches that are left out, the last of them just now."""
+        if self._folder is not None and skips:
+            self._folder.write(SKIPPED, "".join(f"{skip.model_dump_json()}\n" for skip in skips))
+            self.say(f"step {skips[-1].step}: {skips[-1].text}")
 
     def validation(self, result: Validation) -> None:
         """Held-out text was read."""

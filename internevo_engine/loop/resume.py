@@ -5,10 +5,10 @@ What shapes the numbers must be as it was: settings, tokens a step, dtype, data.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 from internevo_engine.checkpoint.load import read_manifest
 from internevo_engine.checkpoint.manifest import Manifest
@@ -19,26 +19,30 @@ from internevo_engine.data.packing import MicroBatch
 from internevo_engine.data.prepare import Prepared
 from internevo_engine.engine import Engine
 from internevo_engine.errors import CheckpointError, ConfigError, DataError
+from internevo_engine.loop.numbers import Numbers, Skip
 from internevo_engine.loop.recorder import Recorder
 from internevo_engine.plan.plan import Plan
 from internevo_engine.runtime.communicator import Communicator
 
+_SKIPS = TypeAdapter(tuple[Skip, ...])
+
 
 @dataclass(frozen=True)
-class Start:
-    """Where the loop begins."""
+class Progress:
+    """Where a run stands, besides the states of the engine."""
 
     run_id: str
-    step: int = 0
-    """Updates done."""
+    loaded_step: int | None = None
+    """Of the checkpoint that it goes on from; None: it began anew."""
     tokens: int = 0
     """Valid tokens consumed."""
+    numbers: Numbers = field(default_factory=Numbers)
 
 
 class Cursor(BaseModel):
     """What the loop adds to a checkpoint: with the step, all that the next step depends on besides the states.
 
-    Batches are a pure function of (run.seed, step, number), and nothing else is random after initialization.
+    Batches are a pure function of (run.seed, batch, number), and nothing else is random after initialization.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -50,14 +54,17 @@ class Cursor(BaseModel):
     """Valid tokens consumed."""
     data_sha256: dict[str, str]
     """Of each entry of data.train."""
+    numbers: Numbers = Numbers()
+    """With the step, which batch comes next, and what a spike is."""
 
     @classmethod
-    def of(cls, config: Config, plan: Plan, data: Prepared, tokens: int) -> "Cursor":
+    def of(cls, config: Config, plan: Plan, data: Prepared, progress: Progress) -> "Cursor":
         return cls(
             config=config,
             micro_batches_per_step=plan.micro_batches_per_step,
-            tokens=tokens,
+            tokens=progress.tokens,
             data_sha256=dict(data.digests),
+            numbers=progress.numbers,
         )
 
     def as_extra(self) -> dict[str, JsonValue]:
@@ -71,7 +78,7 @@ def resume(
     storage: Storage,
     communicator: Communicator,
     recorder: Recorder,
-) -> Start:
+) -> Progress:
     """Load the newest checkpoint into the engine, where the run folder says that there is one to go on from.
 
     Raises:
@@ -85,11 +92,31 @@ def resume(
             raise ConfigError(
                 f"{storage.url} holds the checkpoints of an earlier run; choose another checkpoint.dir=..."
             )
-        return Start(run_id)
-    same_run = partial(accept, config=config, plan=engine.plan, data=data, run_id=run_id)
-    manifest = engine.load(storage.url, accept=same_run)
+        return Progress(run_id)
+    return go_back(config, engine, data, storage, communicator, recorder, run_id)
+
+
+def go_back(
+    config: Config,
+    engine: Engine[MicroBatch],
+    data: Prepared,
+    storage: Storage,
+    communicator: Communicator,
+    recorder: Recorder,
+    run_id: str,
+) -> Progress:
+    """Load the newest checkpoint of this run; its records follow. What was left out after it was published stays out.
+
+    Raises: as `resume`.
+    """
+    manifest = engine.load(
+        storage.url, accept=partial(accept, config=config, plan=engine.plan, data=data, run_id=run_id)
+    )
     recorder.go_on_from(manifest.step)
-    return Start(manifest.run_id, manifest.step, cursor_of(manifest).tokens)
+    cursor = cursor_of(manifest)
+    recorded = communicator.agree("skips", _SKIPS.dump_json(recorder.skips()).decode())[0]
+    skips = max(cursor.numbers.skips, _SKIPS.validate_json(recorded), key=len)  # the run folder may be lost
+    return Progress(manifest.run_id, manifest.step, cursor.tokens, cursor.numbers.model_copy(update={"skips": skips}))
 
 
 def check_settings(storage: Storage, config: Config, plan: Plan) -> None:

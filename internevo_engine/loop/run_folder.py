@@ -7,6 +7,7 @@ RUN/environment.json   versions, machine, device
 RUN/plan.txt           groups, buckets, memory forecast;  RUN/program.txt  the captured step
 RUN/log/rank0.log      what rank 0 said; a rank that fails leaves its traceback in its own log
 RUN/metrics.jsonl      one line a step;  RUN/valid.jsonl  one line a validation
+RUN/skipped.jsonl      the batches that were left out, and why; only where there are any
 RUN/fingerprint.jsonl  the bits of each step, to compare runs
 RUN/loss.png
 RUN/checkpoints/       step-N/, what the run goes on from; see checkpoint/storage.py

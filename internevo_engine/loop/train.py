@@ -3,10 +3,12 @@
 Reads top to bottom: plan, join, data, engine, resume, steps, end. What each part does stands in its own file.
 """
 
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,12 +22,14 @@ from internevo_engine.data.loader import Loader
 from internevo_engine.data.packing import MicroBatch
 from internevo_engine.data.prepare import Prepared, prepare
 from internevo_engine.engine import Engine
-from internevo_engine.errors import MemoryNeededError
+from internevo_engine.errors import MemoryNeededError, NumbersError
+from internevo_engine.faults import fault, plan_of_faults
 from internevo_engine.loop.evaluate import validate
+from internevo_engine.loop.guard import Guard
 from internevo_engine.loop.metrics import Meter
 from internevo_engine.loop.recorder import Recorder
 from internevo_engine.loop.report import last_words
-from internevo_engine.loop.resume import Cursor, Start, check_settings, resume
+from internevo_engine.loop.resume import Cursor, Progress, check_settings, go_back, resume
 from internevo_engine.loop.run_folder import folder_of, is_of_job
 from internevo_engine.loop.stop import StopRequest, stop_on_request
 from internevo_engine.models.families import parameters
@@ -34,6 +38,7 @@ from internevo_engine.models.loss import token_loss
 from internevo_engine.plan.plan import Plan, check_memory, make_plan
 from internevo_engine.program import Mode
 from internevo_engine.runtime.communicator import Communicator, joined
+from internevo_engine.runtime.extension import arm_faults, faults_in_step
 from internevo_engine.runtime.launch import ALONE, Place
 from internevo_engine.runtime.machine import Device, Machine, choose_device, local_topology, probe_machine
 from internevo_engine.runtime.watch import Watch, watched
@@ -72,16 +77,22 @@ def train(config: Config, place: Place = ALONE, command: Sequence[str] = ()) -> 
         with recorder.state(), stop_on_request(recorder.stop_file) as stop:
             communicator = Communicator(place, torch_device, ())
             data = _prepare_data(config, communicator, recorder)
+            if faults := plan_of_faults(os.environ, allowed=config.run.allow_faults):
+                arm_faults(faults, seed=config.run.seed, rank=place.rank, log=recorder.faults_armed(faults))
             watch.enter("compile")
             engine = _build_engine(config, plan, data, place, torch_device, recorder)
             recorder.keep_program(engine.program)
             watch.enter("load")
-            start = resume(config, engine, data, storage, communicator, recorder)
-            saver = _saver(config, engine, storage, communicator, recorder, start)
+            progress = resume(config, engine, data, storage, communicator, recorder)
+            saver = _saver(config, engine, storage, communicator, recorder, progress)
+            if config.run.bad_step == "rewind" and progress.loaded_step is None:
+                saver.save(0, Cursor.of(config, plan, data, progress).as_extra())
+            back = partial(go_back, config, engine, data, storage, communicator, recorder, progress.run_id)
             watch.enter("loop")
-            tokens, interrupted = _steps(config, engine, data, communicator, recorder, saver, stop, start, watch)
+            arguments = (config, engine, data, communicator, recorder, saver, stop, progress, back, watch)
+            progress, interrupted = _steps(*arguments)
             watch.enter("save")
-            saver.save(engine.num_steps_done, Cursor.of(config, plan, data, tokens).as_extra())
+            saver.save(engine.num_steps_done, Cursor.of(config, plan, data, progress).as_extra())
             watch.enter("end")
             _end(config, engine, data, communicator, recorder, interrupted=interrupted)
     return TrainResult(engine.num_steps_done, interrupted, recorder.path)
@@ -128,12 +139,12 @@ def _saver(
     storage: Storage,
     communicator: Communicator,
     recorder: Recorder,
-    start: Start,
+    progress: Progress,
 ) -> Saver:
     view = view_of(engine.state, engine.plan, communicator.rank)
     return Saver(
-        storage, view, communicator, run_id=start.run_id, keep=config.checkpoint.keep,
-        rate_mb=config.checkpoint.rate_mb, published_step=start.step or None, say=recorder.say,
+        storage, view, communicator, run_id=progress.run_id, keep=config.checkpoint.keep,
+        rate_mb=config.checkpoint.rate_mb, published_step=progress.loaded_step, say=recorder.say,
     )  # fmt: skip
 
 
@@ -145,39 +156,86 @@ def _steps(
     recorder: Recorder,
     saver: Saver,
     stop: StopRequest,
-    start: Start,
+    progress: Progress,
+    back: Callable[[], Progress],
     watch: Watch,
-) -> tuple[int, bool]:
-    """All steps that are left, or as many as until a rank wants to stop; tokens consumed, and whether it did."""
-    rank, world = communicator.rank, communicator.world
+) -> tuple[Progress, bool]:
+    """All steps that are left, or as many as until a rank wants to stop; where the run stands then, and whether it did.
+
+    Args:
+        back: goes on from the newest checkpoint.
+    """
+    world = communicator.world
     meter = Meter(config.model, config.data.seq_len, world, _device_name(communicator.device))
-    loader = Loader(data.train, rank, world, config.data.grad_accum, start.step, config.run.steps - start.step)
-    tokens = start.tokens
+    loader = Loader(data.train, communicator.rank, world, config.data.grad_accum)
+    guard = Guard(config, engine, communicator)
     with loader, recorder.progress() as bar:
         started = time.perf_counter()
-        for micro_batches in loader:
-            with watch.step(engine.num_steps_done + 1):
-                result = engine.step(micro_batches, stop=bool(stop) or saver.has_failed)
+        while engine.num_steps_done < config.run.steps:
+            numbers, number = progress.numbers, engine.num_steps_done + 1
+            faults_in_step(number)
+            fault("data")
+            micro_batches = loader.take(numbers.batch(engine.num_steps_done))
+            fault("step")
+            guard.before(number)
+            try:
+                wants_to_stop = bool(stop) or saver.has_failed
+                with watch.step(number):
+                    result = engine.step(micro_batches, stop=wants_to_stop, limits=numbers.limits(config.run))
+            except NumbersError as error:
+                with watch.phase("load"):
+                    progress = _leave_out(error, config, engine, recorder, saver, progress, back)
+                started = time.perf_counter()
+                continue
+            guard.after(engine.num_steps_done)
             seconds, step = time.perf_counter() - started, engine.num_steps_done
-            tokens += result.tokens
+            numbers = numbers.after(result.loss, result.grad_norm, config.run)
+            progress = replace(progress, tokens=progress.tokens + result.tokens, numbers=numbers)
             metrics = meter.measure(
-                result, step=step, tokens=tokens, step_tokens=config.step_tokens(world),
-                squared_lengths=sum(map(squared_lengths, micro_batches)), seconds=seconds,
+                result, step=step, tokens=progress.tokens, step_tokens=config.step_tokens(world),
+                squared_lengths=sum(map(squared_lengths, micro_batches)), seconds=seconds, skipped=numbers.num_skipped,
             )  # fmt: skip
             recorder.step(metrics, engine.state.checksums())
-            bar.advance(loss=metrics.loss, tgs=metrics.tgs)
+            bar.show(step, loss=metrics.loss, tgs=metrics.tgs)
             if result.stop and step < config.run.steps:
-                return tokens, True
+                return progress, True
             if data.valid and _is_due(step, config.run.valid_every, config):
+                fault("evaluate")
                 with watch.phase("evaluate"):
                     recorder.validation(validate(engine, data.valid, communicator))
             saver.poll()
             if _is_due(step, config.checkpoint.every, config):
-                extra = Cursor.of(config, engine.plan, data, tokens).as_extra()
+                extra = Cursor.of(config, engine.plan, data, progress).as_extra()
                 with watch.phase("save"):
                     saver.save(step, extra, background=config.checkpoint.background)
             started = time.perf_counter()
-    return tokens, False
+    return progress, False
+
+
+def _leave_out(
+    error: NumbersError,
+    config: Config,
+    engine: Engine[MicroBatch],
+    recorder: Recorder,
+    saver: Saver,
+    progress: Progress,
+    back: Callable[[], Progress],
+) -> Progress:
+    """After a bad step, which has updated nothing: where to go on. See numbers.py.
+
+    Raises:
+        NumbersError: it is one too many.
+    """
+    bad_batch = progress.numbers.batch(engine.num_steps_done)
+    if config.run.bad_step == "rewind":
+        saver.wait()
+        progress = back()
+    numbers = progress.numbers.without(
+        bad_batch, engine.num_steps_done, per_batch=engine.plan.micro_batches_per_step, why=error.complaint
+    )
+    recorder.left_out(numbers.skips)
+    numbers.check(config.run)
+    return replace(progress, numbers=numbers)
 
 
 def _is_due(step: int, every: int, config: Config) -> bool:

@@ -97,6 +97,7 @@ def _refuse_what_hooks_can_not_do(config: StepConfig, sizes: GroupSizes) -> None
         "zero.param": (sizes.param, 1),
         "zero.grad": (sizes.grad, 1),
         "comm.reduction": (config.comm.reduction, "fast"),
+        "run.guard": ("full" if config.audit else "light", "light"),
         "world_invariant": (str(config.world_invariant).lower(), "false"),
     }
     for key, (found, allowed) in asked.items():

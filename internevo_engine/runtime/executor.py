@@ -18,6 +18,7 @@ from internevo_engine.config.schema import OptimConfig
 from internevo_engine.program import Lane, Program
 from internevo_engine.runtime.communicator import lost_rank
 from internevo_engine.runtime.extension import load_extension
+from internevo_engine.runtime.limits import NO_LIMITS, Limits
 from internevo_engine.runtime.machine import Queueing
 from internevo_engine.runtime.transfers import Route
 
@@ -75,6 +76,8 @@ class Bindings:
     """By name of the level: how its transfers travel, in the backend of the groups; see transfers.py."""
     queueing: Queueing
     """What a lane is; see `machine.DEVICES`."""
+    audited: bool = False
+    """Checksums of messages and of states at rest are compared before the update; see audit.py."""
     board: int = -1
     """File of the board on which this rank is watched; -1: it is not. See watch.py."""
 
@@ -82,17 +85,26 @@ class Bindings:
 class Step(Protocol):
     """What Executor and Interpreter have in common."""
 
-    def step(self, micro_batches: Sequence[MicroBatch], *, lr: float, step: int, stop: bool = False) -> Tensor:
+    def step(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        *,
+        lr: float,
+        step: int,
+        stop: bool = False,
+        limits: Limits = NO_LIMITS,
+    ) -> Tensor:
         """One update of the parameters.
 
         Args:
             step: 1 at the first update.
             stop: this rank wants to stop after this step.
+            limits: what loss and gradient norm may be; equal on all ranks.
 
         Returns:
             [4] fp64, summed over micro-batches and ranks: loss sum, count, ranks that want to stop, square sum of the
-            gradient sum. If one of them is not finite or nothing was counted, no rank has updated anything. On the
-            device of the parameters: on CUDA reading them is the step's one wait for the device.
+            gradient sum. If one of them is not finite or above its limit, or nothing was counted, no rank has updated
+            anything. On the device of the parameters: on CUDA reading them is the step's one wait for the device.
 
         Raises:
             LostRankError: a collective failed.
@@ -143,13 +155,23 @@ class Executor:
             bindings.wire,
             [optim.clip, *optim.betas, optim.eps, optim.weight_decay],
             bindings.queueing,
+            bindings.audited,
             bindings.board,
         )
 
-    def step(self, micro_batches: Sequence[MicroBatch], *, lr: float, step: int, stop: bool = False) -> Tensor:
+    def step(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        *,
+        lr: float,
+        step: int,
+        stop: bool = False,
+        limits: Limits = NO_LIMITS,
+    ) -> Tensor:
         """See Step. Without the micro-batches that went through `advance` in this step."""
         with self._peers_named():
-            return self._native.step(inputs_of(self._program, micro_batches), lr, step, stop)
+            inputs = inputs_of(self._program, micro_batches)
+            return self._native.step(inputs, lr, step, stop, limits.loss, limits.grad_norm)
 
     def advance(self, number: int, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Forward and backward of micro-batch `number`, the next of this step, ahead of the `step` that does the rest.
@@ -169,6 +191,22 @@ class Executor:
             yield
         except dist.DistError as error:
             raise lost_rank(self._bindings.rank, error) from error
+
+    def audit_total(self) -> list[int]:
+        """Balance of every instruction of the last step, then of every bucket at rest, over all ranks; 0: well."""
+        return self._native.audit_total().tolist()
+
+    def audit_own(self) -> list[int]:
+        """The same of this rank; a transfer's need not be 0."""
+        return self._native.audit_own().tolist()
+
+    def messages(self, instruction: int) -> list[list[int]]:
+        """[2, members of the group]: checksums of what this rank sent to and received from each."""
+        return self._native.messages(instruction).tolist()
+
+    def accept_states(self) -> None:
+        """The optimizer states were replaced: they are right as they are now."""
+        self._native.accept_states()
 
     def close(self) -> None:
         """Let go of process groups and tensors, so that the groups can be destroyed before Python ends."""

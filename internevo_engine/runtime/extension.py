@@ -1,6 +1,6 @@
 """runtime: the door to the compiled libraries. Everything above calls the typed functions here, never torch.ops.
 
-Hands on the optimizer's kernels `adamw_` and `square_sum`, and `GradBuckets`, which accumulates and reduces gradients.
+Hands on the kernels `adamw_`, `square_sum` and `checksums`, and `GradBuckets`, which accumulates and reduces gradients.
 `load_extension` comes first, once per process, at any place before the first use.
 """
 
@@ -12,7 +12,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from internevo_engine.errors import EngineError
+from internevo_engine import _core
+from internevo_engine.errors import ConfigError, EngineError
 
 WORDS_PER_SUM = 68
 """int64 of an exact sum; see csrc/kernels/exact_sum.h."""
@@ -53,6 +54,14 @@ def square_sum(x: Tensor) -> Tensor:
     return torch.ops.internevo.square_sum(x)
 
 
+def checksums(x: Tensor, rows: int = 1) -> Tensor:
+    """[rows] int64: the sum of the 32-bit words of each row of a contiguous tensor of any dtype, modulo 2**64.
+
+    Raises RuntimeError where rows are not whole words. Reads each byte once.
+    """
+    return torch.ops.internevo.checksums(x, rows)
+
+
 class GradBuckets:
     """Accumulates one step's gradients in flat fp32 buckets and sums them over ranks; see csrc/runtime/grad_buckets.h.
 
@@ -88,12 +97,32 @@ class GradBuckets:
         self._native.finish()
 
 
+def arm_faults(plan: str, *, seed: int, rank: int, log: str) -> None:
+    """Arm the points of all libraries; see csrc/core/faults.h. Raises ConfigError where the plan can't be read."""
+    load_extension()
+    try:
+        _core.arm_faults(plan, seed, rank, log)
+    except ValueError as error:
+        raise ConfigError(f"IE_FAULTS: {error}") from None
+    torch.ops.internevo.arm_faults(plan, seed, rank, log)
+
+
+def disarm_faults() -> None:
+    """Nothing goes wrong any more."""
+    _core.disarm_faults()
+    torch.ops.internevo.disarm_faults()
+
+
+def faults_in_step(step: int) -> None:
+    """The step that is about to begin, from 1."""
+    _core.faults_in_step(step)
+    torch.ops.internevo.faults_in_step(step)
+
+
 @cache
 def load_extension() -> None:
     """Load the compiled libraries. Raises EngineError where one is missing or belongs to another torch."""
     paths = [library_path(name) for name in ("_core", "_ops", "_runtime")]
-    from internevo_engine import _core
-
     check_torch(_core.TORCH_VERSION, torch.__version__)
     for path in paths[1:]:
         load_library(path)
@@ -159,6 +188,12 @@ def composed_square_sum(x: Tensor) -> Tensor:
     return x.double().square_().sum()
 
 
+def composed_checksums(x: Tensor, rows: int) -> Tensor:
+    """`checksums` in torch operations."""
+    words = x.view(-1).view(torch.int32).view(rows, -1).to(torch.int64)
+    return (words & 0xFFFFFFFF).sum(1)
+
+
 def composed_exact_add_(words: Tensor, values: Tensor) -> None:
     """By way of the host, which waits for the device."""
     words.copy_(_on_host(torch.ops.internevo.exact_add_, words, values))
@@ -198,6 +233,10 @@ def fake_square_sum(x: Tensor) -> Tensor:
     return x.new_empty((), dtype=torch.float64)
 
 
+def fake_checksums(x: Tensor, rows: int) -> Tensor:
+    return x.new_empty(rows, dtype=torch.int64)
+
+
 def fake_exact_values_(words: Tensor) -> Tensor:
     return words.new_empty(words.numel() // WORDS_PER_SUM, dtype=torch.float64)
 
@@ -205,6 +244,7 @@ def fake_exact_values_(words: Tensor) -> Tensor:
 FAKE: dict[str, Callable[..., Tensor | None]] = {
     "adamw_": fake_in_place,
     "square_sum": fake_square_sum,
+    "checksums": fake_checksums,
     "exact_add_": fake_in_place,
     "exact_add_squares_": fake_in_place,
     "exact_values_": fake_exact_values_,
@@ -213,6 +253,7 @@ FAKE: dict[str, Callable[..., Tensor | None]] = {
 COMPOSED: dict[str, Callable[..., Tensor | None]] = {
     "adamw_": composed_adamw_,
     "square_sum": composed_square_sum,
+    "checksums": composed_checksums,
     "exact_add_": composed_exact_add_,
     "exact_add_squares_": composed_exact_add_squares_,
     "exact_values_": composed_exact_values_,

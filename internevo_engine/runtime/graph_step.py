@@ -19,9 +19,11 @@ from internevo_engine.graph.step_graph import Call, Runnable, StepGraph
 from internevo_engine.models.initialize import TORCH_DTYPES
 from internevo_engine.plan.plan import Plan
 from internevo_engine.program import Program
+from internevo_engine.runtime import audit
 from internevo_engine.runtime.agreement import agree_on
 from internevo_engine.runtime.communicator import Communicator
 from internevo_engine.runtime.executor import Bindings, Executor, OwnedState, ParamView
+from internevo_engine.runtime.limits import Limits
 from internevo_engine.runtime.machine import DEVICES
 from internevo_engine.runtime.measure import machine_costs
 from internevo_engine.runtime.optimizers import Optimizer, Shard
@@ -61,6 +63,7 @@ class GraphStep:
         compiled = compile_together(self.graph, plan, communicator, say)
         bindings = self._bindings(compiled, costs, plan, communicator, state, optimizer)
         self._executor = Executor(self.program, bindings, plan.config.optim)
+        self._communicator, self._audited = communicator, plan.config.audit
 
     @property
     def kept_bytes(self) -> int:
@@ -71,15 +74,27 @@ class GraphStep:
         """Loss sum and count of micro-batch `number` on this rank, 0-dim; its gradients are on their way."""
         return self._executor.advance(number, self._values(batch))
 
-    def finish(self, micro_batches: Sequence[object], *, lr: float, step: int, stop: bool) -> list[float]:
+    def finish(
+        self, micro_batches: Sequence[object], *, lr: float, step: int, stop: bool, limits: Limits
+    ) -> list[float]:
         """The rest of the step: these micro-batches, then the update.
 
         Returns:
             Loss sum, count, stop requests and squared gradient norm, over all micro-batches and ranks. Nothing is
-            updated where these are not finite or the count is 0.
+            updated where these are not finite or above the limits, or the count is 0.
+
+        Raises:
+            CorruptionError: with config.audit, where bits changed on their way or at rest; nothing was updated.
         """
         inputs = [self._values(batch) for batch in micro_batches]
-        return self._executor.step(inputs, lr=lr, step=step, stop=stop).tolist()
+        totals = self._executor.step(inputs, lr=lr, step=step, stop=stop, limits=limits).tolist()
+        if self._audited:
+            audit.check(self._executor, self.program, self._communicator, step)
+        return totals
+
+    def states_replaced(self) -> None:
+        """Other optimizer states are there than the last update left."""
+        self._executor.accept_states()
 
     @property
     def trace(self) -> torch.Tensor:
@@ -100,7 +115,7 @@ class GraphStep:
         optimizer: Optimizer,
     ) -> Bindings:
         graph, wire = self.graph, TORCH_DTYPES[plan.config.comm.wire]
-        table = routes(communicator.backend, plan.mode, wire)
+        table = routes(communicator.backend, plan.mode, wire, audited=plan.config.audit)
         return Bindings(
             rank=communicator.rank,
             regions={call.name: bind(graph, call, compiled[call.region.name]) for call in graph.calls},
@@ -112,6 +127,7 @@ class GraphStep:
             wire=wire,
             routes={level.name: cut_as_measured(table, costs, level) for level in plan.levels},
             queueing=DEVICES[communicator.device.type].queueing,
+            audited=plan.config.audit,
             board=communicator.board,
         )
 

@@ -6,7 +6,7 @@ are whole on every rank: the plan refuses other sizes in this mode.
 """
 
 from collections.abc import Callable, Sequence
-from math import isfinite, sqrt
+from math import sqrt
 
 import torch
 
@@ -16,6 +16,7 @@ from internevo_engine.plan.levels import cut, levels_of
 from internevo_engine.plan.plan import Plan
 from internevo_engine.runtime.communicator import Communicator
 from internevo_engine.runtime.extension import GradBuckets, square_sum
+from internevo_engine.runtime.limits import Limits
 from internevo_engine.runtime.optimizers import Optimizer
 from internevo_engine.runtime.sharded_state import ShardedState
 
@@ -65,12 +66,14 @@ class HooksStep:
         self._totals[1] += count
         return loss.detach(), count
 
-    def finish(self, micro_batches: Sequence[object], *, lr: float, step: int, stop: bool) -> list[float]:
+    def finish(
+        self, micro_batches: Sequence[object], *, lr: float, step: int, stop: bool, limits: Limits
+    ) -> list[float]:
         """The rest of the step: these micro-batches, then the update.
 
         Returns:
             Loss sum, count, stop requests and squared gradient norm, over all micro-batches and ranks. Nothing is
-            updated where these are not finite or the count is 0.
+            updated where these are not finite or above the limits, or the count is 0.
         """
         for number, batch in enumerate(micro_batches, self._config.grad_accum - len(micro_batches)):
             self.forward_backward(number, batch)
@@ -80,9 +83,13 @@ class HooksStep:
         for grad in self._grads:
             self._totals[3] += square_sum(grad) / self._replicas
         summed = self._communicator.sum(self._totals).tolist()
-        if summed[1] and all(map(isfinite, summed)):
-            self._update(clipped_mean(self._config.optim, summed[1], summed[3]), lr, step)
+        loss_sum, count, _, squares = summed
+        if count and not limits.complaint(loss_sum / count, sqrt(squares) / count):
+            self._update(clipped_mean(self._config.optim, count, squares), lr, step)
         return summed
+
+    def states_replaced(self) -> None:
+        """Nothing is kept of them."""
 
     @torch.no_grad()
     def _update(self, scale: float, lr: float, step: int) -> None:

@@ -15,6 +15,7 @@ from internevo_engine.config.schema import OptimConfig
 from internevo_engine.program import Instruction, Kind, Level, Program
 from internevo_engine.runtime.executor import Bindings, MicroBatch, inputs_of
 from internevo_engine.runtime.extension import adamw_, load_extension, square_sum, tree_sum
+from internevo_engine.runtime.limits import NO_LIMITS, Limits
 
 SQUARE_BLOCK = 16
 """Elements whose squares are added in a row, unless in mode 'fast'; every plan cuts a bucket between blocks."""
@@ -43,9 +44,17 @@ class Interpreter:
         }
 
     @torch.no_grad()
-    def step(self, micro_batches: Sequence[MicroBatch], *, lr: float, step: int, stop: bool = False) -> Tensor:
+    def step(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        *,
+        lr: float,
+        step: int,
+        stop: bool = False,
+        limits: Limits = NO_LIMITS,
+    ) -> Tensor:
         """See runtime.executor.Step."""
-        self._lr, self._step, self._stop = lr, step, stop
+        self._lr, self._step, self._stop, self._limits = lr, step, stop, limits
         self._squares: list[Tensor] = []
         inputs = inputs_of(self._program, micro_batches)
         self._memory |= inputs
@@ -121,7 +130,7 @@ class Interpreter:
 
     def _update(self, i: Instruction) -> None:
         loss_sum, count, _, squares = self._totals.tolist()
-        if not (isfinite(loss_sum) and isfinite(squares) and count > 0):
+        if not count or self._limits.complaint(loss_sum / count, sqrt(squares) / count):
             return
         optim, owned = self._optim, self._bindings.owned[_bucket(i)]
         clip_factor = min(1.0, optim.clip / (sqrt(squares) / count + 1e-6)) if optim.clip else 1.0

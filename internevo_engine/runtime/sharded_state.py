@@ -16,6 +16,7 @@ from internevo_engine.plan.levels import cut, is_first_replica, levels_of
 from internevo_engine.plan.plan import Plan
 from internevo_engine.plan.reduction import num_sums
 from internevo_engine.runtime.communicator import Communicator
+from internevo_engine.runtime.extension import checksums
 from internevo_engine.runtime.optimizers import Optimizer, Shard
 
 
@@ -143,4 +144,4 @@ class ShardedState:
 
 def _bit_sums(flats: Sequence[torch.Tensor]) -> torch.Tensor:
     """[buckets] int64"""
-    return torch.stack([flat.view(torch.int32).sum(dtype=torch.int64) for flat in flats])
+    return torch.cat([checksums(flat) for flat in flats])

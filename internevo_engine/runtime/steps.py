@@ -8,6 +8,7 @@ from torch import Tensor
 from internevo_engine.program import Program
 from internevo_engine.runtime.graph_step import GraphStep
 from internevo_engine.runtime.hooks_step import HooksStep
+from internevo_engine.runtime.limits import Limits
 
 
 class Step(Protocol):
@@ -18,7 +19,10 @@ class Step(Protocol):
     @property
     def kept_bytes(self) -> int: ...
     def forward_backward(self, number: int, batch: object) -> tuple[Tensor, Tensor]: ...
-    def finish(self, micro_batches: Sequence[object], *, lr: float, step: int, stop: bool) -> list[float]: ...
+    def finish(
+        self, micro_batches: Sequence[object], *, lr: float, step: int, stop: bool, limits: Limits
+    ) -> list[float]: ...
+    def states_replaced(self) -> None: ...
     def close(self) -> None: ...
 
 

@@ -43,9 +43,10 @@ class Route:
         return (self.transfer, self.algorithm), self.up_to_bytes, self.pieces
 
 
-def routes(backend: str, mode: Mode, wire: torch.dtype, pieces: int = 1) -> tuple[Route, ...]:
-    """The rows of a backend where nothing was measured. It adds in the wire's dtype, so bf16 is always 'ordered'."""
-    reduction = "ordered" if mode != "fast" or wire != torch.float32 else "backend"
+def routes(backend: str, mode: Mode, wire: torch.dtype, pieces: int = 1, *, audited: bool = False) -> tuple[Route, ...]:
+    """The rows of a backend where nothing was measured. It adds in the wire's dtype, so bf16 is always 'ordered'; and
+    only what is ordered travels in messages, which can be audited."""
+    reduction = "ordered" if mode != "fast" or wire != torch.float32 or audited else "backend"
     table = (
         # gloo's own reduce-scatter sends as much as an all-reduce, and has no future for the executor to wait on
         Route("gloo", "reduce_scatter", ANY_BYTES, "ordered", pieces),

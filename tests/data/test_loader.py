@@ -1,6 +1,7 @@
 """The loader deals micro-batches to ranks, stays ahead, and hides no error."""
 
 import threading
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -32,40 +33,45 @@ class Numbered:
         return MicroBatch(*[torch.tensor([self.packed[-1]])] * 4)
 
 
-def numbers(loader: Loader) -> list[list[int]]:
+def numbers(loader: Loader, steps: Iterable[int]) -> list[list[int]]:
     with loader:
-        return [[int(batch.tokens) for batch in step] for step in loader]
+        return [[int(batch.tokens) for batch in loader.take(step)] for step in steps]
 
 
 @pytest.mark.parametrize(("world", "grad_accum"), [(1, 4), (2, 2), (4, 1)])
 def test_ranks_share_the_same_step(world: int, grad_accum: int) -> None:
-    ranks = [numbers(Loader(Numbered(), rank, world, grad_accum, 5, 3)) for rank in range(world)]
+    ranks = [numbers(Loader(Numbered(), rank, world, grad_accum), range(5, 8)) for rank in range(world)]
     for step in range(3):
         taken = [ranks[number % world][step][number // world] for number in range(4)]
         assert taken == [(5 + step) * 4 + number for number in range(4)]
 
 
+def test_any_step_may_be_taken_and_none_is_packed_twice_on_the_way_forward() -> None:
+    corpus = Numbered()
+    assert numbers(Loader(corpus, 0, 1, 1), [0, 1, 3, 4, 2]) == [[0], [1], [3], [4], [2]]
+    assert sorted(corpus.packed[: corpus.packed.index(4) + 1]) == [0, 1, 2, 3, 4]
+
+
 def test_thread_stays_depth_steps_ahead_and_no_more() -> None:
     corpus = Numbered()
-    with Loader(corpus, 0, 1, 1, 0, 100, depth=3) as loader:
-        next(iter(loader))
+    with Loader(corpus, 0, 1, 1, depth=3) as loader:
+        loader.take(0)
         with corpus.progress:
             assert corpus.progress.wait_for(lambda: len(corpus.packed) == 4, timeout=10)
             assert not corpus.progress.wait_for(lambda: len(corpus.packed) > 4, timeout=0.05)
 
 
 def test_error_in_the_thread_is_raised_where_the_step_is_taken() -> None:
-    with Loader(Numbered(fails_at=2), 0, 1, 1, 0, 10) as loader:
-        steps = iter(loader)
-        assert [int(next(steps)[0].tokens) for _ in range(2)] == [0, 1]
+    with Loader(Numbered(fails_at=2), 0, 1, 1) as loader:
+        assert [int(loader.take(step)[0].tokens) for step in range(2)] == [0, 1]
         with pytest.raises(OSError, match="disk is gone"):
-            next(steps)
+            loader.take(2)
 
 
 def test_close_ends_the_thread_and_drops_what_waits() -> None:
     corpus = Numbered(waits_at=1)
-    loader = Loader(corpus, 0, 1, 1, 0, 1000, depth=3)
-    next(iter(loader))
+    loader = Loader(corpus, 0, 1, 1, depth=3)
+    loader.take(0)
     assert corpus.waits.wait(timeout=10)
     closing = threading.Thread(target=loader.close)
     closing.start()
