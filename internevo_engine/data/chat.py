@@ -85,6 +85,12 @@ def encode_prompt(turns: Sequence[Turn], template: str, tokenizer: Tokenizer) ->
     return [tokenizer.bos_id, *(token for ids, _ in _encode_segments(segments, tokenizer) for token in ids)]
 
 
+def marks_of(template: str) -> list[str]:
+    """The names of all marks of a template."""
+    parts = (part for frame in TEMPLATES[template].values() for part in (*frame.before, *frame.end))
+    return list(dict.fromkeys(part for part in parts if isinstance(part, Mark)))
+
+
 def end_of_answer(template: str, tokenizer: Tokenizer) -> int:
     """The mark that ends what the assistant says. Raises DataError as mark_id."""
     return mark_id(tokenizer, TEMPLATES[template]["assistant"].end[0])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from internevo_engine.config.schema import Config
+from internevo_engine.data.chat import marks_of
 from internevo_engine.data.corpora import Document, TextCorpus
 from internevo_engine.data.formats import FORMAT_VERSION, TokenFile, TokenWriter
 from internevo_engine.data.mixing import split_weights
@@ -188,14 +189,20 @@ def _tokenizer(train: tuple[Source, ...], config: Config, cache: Path, report: R
     if not path.exists():
         report(f"training a tokenizer of {vocab:,} pieces on {_size(texts)}")
         begin = time.perf_counter()
-        train_tokenizer((document for text in texts for document in text.documents()), vocab, path)
+        documents = (document for text in texts for document in text.documents())
+        train_tokenizer(documents, vocab, path, _marks(config))
         report(f"trained {path} in {format_seconds(time.perf_counter() - begin)}")
     return load_tokenizer(path, vocab)
 
 
 def _trained_path(train: tuple[Source, ...], config: Config, cache: Path) -> Path:
     fingerprints = [text.fingerprint for text in _texts(train)]
-    return cache / f"tokenizer-{_key(fingerprints, config.model.vocab, TRAINER_SETTINGS)}.model"
+    return cache / f"tokenizer-{_key(fingerprints, config.model.vocab, TRAINER_SETTINGS, *_marks(config))}.model"
+
+
+def _marks(config: Config) -> list[str]:
+    """Pieces that a tokenizer needs for dialogues."""
+    return marks_of(config.data.chat) if config.data.chat else []
 
 
 def _token_file(source: Source, tokenizer: Tokenizer | None, vocab: int, cache: Path, report: Report) -> TokenFile:
