@@ -1,7 +1,7 @@
 """serve: the turns of a dialogue as the prompt of the next answer. Between chat or server and generate.py.
 
 A model of ours uses the table it was trained with (data/chat.py); one from Hugging Face brings a Jinja template, which
-runs in a sandbox. Either way a mark that somebody spells out in a message stays text.
+runs in a sandbox (jinja2 is a dependency of torch). Either way a mark that is spelled out in a message stays text.
 """
 
 import re
