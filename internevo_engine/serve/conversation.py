@@ -42,7 +42,8 @@ class Conversation:
             return Request(prompt, self.sampling, self.max_tokens, continues_text=True)
         before = [Turn("system", self.system)] if self.system else []
         prompt = self.model.prompt([*before, *self.turns, Turn("user", text)])
-        while self.turns and len(prompt) + self.max_tokens > self.model.max_len:
+        room = self.model.max_len - min(self.max_tokens, self.model.max_len // 2)
+        while self.turns and len(prompt) > room:
             self.turns = self.turns[2:]  # a question and its answer: the oldest are forgotten
             prompt = self.model.prompt([*before, *self.turns, Turn("user", text)])
         return Request(prompt, self.sampling, self.max_tokens)

@@ -27,17 +27,18 @@ CONTEXT = 2048
 
 
 @torch.no_grad()
-def held_out(model: LanguageModel, corpus: str, *, text_key: str = "text", context: int = CONTEXT) -> Score:
+def held_out(model: LanguageModel, corpus: str, *, text_key: str = "text", context: int | None = None) -> Score:
     """The model's loss on every token of a corpus, in pieces of at most `context` positions.
 
     Args:
         corpus: what data.valid takes, one entry: text, token folders, tokens of other formats.
+        context: None: CONTEXT, or what the model was made for where that is less.
 
     Raises:
         DataError: the corpus can't be read, or its tokens are not the model's.
         UsageError: `context` is beyond what the model was made for.
     """
-    seq_len = min(context, model.max_len) if context == CONTEXT else context
+    seq_len = min(CONTEXT, model.max_len) if context is None else context
     if not 1 <= seq_len <= model.max_len:
         raise UsageError(f"--context {context}: the model was made for 1 to {model.max_len} positions")
     sums = torch.zeros(3, dtype=torch.float64)
@@ -92,7 +93,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     parser.add_argument("model", type=Path, metavar="MODEL", help="a run, an engine folder or a Hugging Face folder")
     parser.add_argument("corpora", nargs="*", metavar="CORPUS", help="held-out text or tokens, as data.valid takes it")
     parser.add_argument("--text-key", default="text", metavar="KEY", help="key of the text in records (text)")
-    parser.add_argument("--context", type=int, default=CONTEXT, metavar="N", help=f"positions at a time ({CONTEXT})")
+    parser.add_argument("--context", type=int, metavar="N", help=f"positions at a time (at most {CONTEXT})")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks of lm-eval (extra [eval])")
     parser.add_argument("--include-path", type=Path, metavar="DIR", help="where the tasks' YAML files are")
     parser.add_argument("--limit", type=int, metavar="N", help="examples of each task (all)")

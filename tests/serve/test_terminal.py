@@ -51,6 +51,14 @@ def test_the_history_is_part_of_the_prompt_and_its_oldest_part_is_forgotten(tmp_
     assert len(talk._request("more").prompt) + 30 <= MAX_LEN
 
 
+def test_an_answer_that_may_be_long_leaves_the_history_half_of_the_context(tmp_path: Path) -> None:
+    talk = Conversation(speaker(tmp_path), GREEDY, max_tokens=10 * MAX_LEN)
+    talk.turns = [Turn("user", "hello"), Turn("assistant", "yes")]
+    request = talk._request("and")
+    assert list(request.prompt) == talk.model.prompt([*talk.turns, Turn("user", "and")])
+    assert len(talk.turns) == 2
+
+
 def test_what_is_too_long_is_refused_and_not_remembered(tmp_path: Path) -> None:
     talk = Conversation(speaker(tmp_path), GREEDY, max_tokens=30)
     with pytest.raises(UsageError, match="shorten it"):
