@@ -23,6 +23,24 @@ def _convert(arguments: Sequence[str]) -> int:
     return convert(arguments)
 
 
+def _chat(arguments: Sequence[str]) -> int:
+    from internevo_engine.serve.chat import chat  # imports torch
+
+    return chat(arguments)
+
+
+def _serve(arguments: Sequence[str]) -> int:
+    from internevo_engine.serve.server import serve  # imports torch
+
+    return serve(arguments)
+
+
+def _eval(arguments: Sequence[str]) -> int:
+    from internevo_engine.serve.evaluate import evaluate  # imports torch
+
+    return evaluate(arguments)
+
+
 def _data(arguments: Sequence[str]) -> int:
     from internevo_engine.data.commands import data  # imports numpy and sentencepiece
 
@@ -73,6 +91,9 @@ VERBS: Mapping[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "doctor": ("what this machine has, and how to mend what it lacks", _doctor),
     "convert": ("a model to Hugging Face, or from Hugging Face, InternEvo or GGUF", _convert),
     "data": ("tokens for training: prepare them, look at them, mix them", _data),
+    "eval": ("held-out text in bits per byte, or tasks of lm-eval", _eval),
+    "chat": ("a dialogue with a model, in the terminal or in a browser", _chat),
+    "serve": ("a model behind OpenAI's HTTP interface", _serve),
     "chaos": ("break small runs on purpose, and judge how they end", _chaos),
     "show": ("the Program of a config, what its step costs, where two runs part, or why one failed", _show),
 }

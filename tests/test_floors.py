@@ -20,7 +20,8 @@ FLOORS = (
     {"runtime"},
     {"checkpoint", "interop"},
     {"engine"},
-    {"loop", "serve"},
+    {"loop"},
+    {"serve"},
     {"run", "chaos"},
     {"__main__"},
 )

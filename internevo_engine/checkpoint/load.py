@@ -7,7 +7,7 @@ read every byte. All agree before any of them goes on: one that was refused lead
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
@@ -24,7 +24,7 @@ from internevo_engine.checkpoint.manifest import (
 )
 from internevo_engine.checkpoint.shard_file import Wanted, read_file
 from internevo_engine.checkpoint.storage import Folder, Storage, read_small
-from internevo_engine.checkpoint.view import ShardedView, Stretch
+from internevo_engine.checkpoint.view import MASTER, ShardedView, Stretch
 from internevo_engine.errors import CheckpointError
 from internevo_engine.runtime.communicator import Communicator
 
@@ -113,6 +113,24 @@ def read_into(view: ShardedView, folder: Folder, manifest: Manifest) -> None:
     for file in manifest.files:
         if wanted[file.name]:
             read_file(folder, file, len(manifest.states), wanted[file.name], chunk_bytes=manifest.chunk_bytes)
+
+
+def read_masters(folder: Folder, manifest: Manifest, masters: Mapping[str, torch.Tensor]) -> None:
+    """Fill whole fp32 parameters, by name, with the weights of a checkpoint: no plan, no optimizer, one process.
+
+    Raises:
+        CheckpointError: it is of another model, or a file isn't what was written.
+    """
+    params = [ParamEntry(name=name, shape=tuple(tensor.shape)) for name, tensor in masters.items()]
+    if difference := table_difference(params, manifest.states, manifest):
+        raise CheckpointError(f"{folder.name} is of another model: {difference}")
+    stretches = {name: Stretch(0, 0, (tensor.view(-1),)) for name, tensor in masters.items()}
+    wanted: dict[str, list[Wanted]] = defaultdict(list)
+    for name, places in _places(manifest).items():
+        for file, entry, begin in places:
+            wanted[file.name] += _overlap(stretches[name], entry, begin, (MASTER,), manifest.states)
+    for file in manifest.files:
+        read_file(folder, file, len(manifest.states), wanted[file.name], chunk_bytes=manifest.chunk_bytes)
 
 
 def _places(manifest: Manifest) -> dict[str, list[tuple[FileEntry, StretchEntry, int]]]:

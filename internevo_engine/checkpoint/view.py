@@ -17,6 +17,9 @@ from internevo_engine.plan.plan import Plan
 from internevo_engine.runtime.optimizers import OPTIMIZERS, Shard
 from internevo_engine.runtime.sharded_state import ShardedState
 
+MASTER = "master"
+"""The state that is the weights."""
+
 
 @dataclass(frozen=True)
 class Stretch:
@@ -40,7 +43,7 @@ class ShardedView:
 
     params: tuple[Param, ...]
     states: tuple[str, ...]
-    """Names of the fp32 states; 'master' first. Parameters in the compute dtype follow from it and aren't kept."""
+    """Names of the fp32 states; MASTER first. Parameters in the compute dtype follow from it and aren't kept."""
     stretches: tuple[Stretch, ...]
     is_writer: bool
     """False on all but the first of the replicas, which own the same stretches."""
@@ -58,7 +61,7 @@ def view_of(state: ShardedState, plan: Plan, rank: int) -> ShardedView:
     entry = PlanEntry(
         world=plan.topology.world, param=sizes.param, grad=sizes.grad, optim=sizes.optim, dtype=plan.dtype
     )
-    states = ("master", *OPTIMIZERS[plan.config.optim.name].states)
+    states = (MASTER, *OPTIMIZERS[plan.config.optim.name].states)
     return ShardedView(plan.params, states, tuple(slices), is_first_replica(rank, plan.levels), entry)
 
 

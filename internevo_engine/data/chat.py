@@ -6,9 +6,9 @@ model has to produce; everything else is stored complemented (arrays).
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -67,13 +67,33 @@ def encode_dialogue(document: Document, template: str, tokenizer: Tokenizer) -> 
     Raises:
         DataError: the tokenizer has no piece for a mark of the template.
     """
-    tokens = [~tokenizer.bos_id]
     segments = (segment for turn in document.turns for segment in _segments(turn, TEMPLATES[template]))
-    for (is_mark, counted), group in groupby(segments, key=lambda segment: (isinstance(segment[0], Mark), segment[1])):
-        texts = [text for text, _ in group]
-        ids = [mark_id(tokenizer, name) for name in texts] if is_mark else _encode_words("".join(texts), tokenizer)
-        tokens += ids if counted else [~token for token in ids]
-    return np.array([*tokens, ~tokenizer.eos_id], np.int64)
+    runs = _encode_segments(segments, tokenizer)
+    tokens = [token if counted else ~token for ids, counted in runs for token in ids]
+    return np.array([~tokenizer.bos_id, *tokens, ~tokenizer.eos_id], np.int64)
+
+
+def encode_prompt(turns: Sequence[Turn], template: str, tokenizer: Tokenizer) -> list[int]:
+    """bos, the turns, and what stands before the words of the next answer: token for token what training saw.
+
+    Raises:
+        DataError: the tokenizer has no piece for a mark of the template.
+    """
+    frames = TEMPLATES[template]
+    said = (segment for turn in turns for segment in _segments(turn, frames))
+    segments = chain(said, ((part, False) for part in frames["assistant"].before))
+    return [tokenizer.bos_id, *(token for ids, _ in _encode_segments(segments, tokenizer) for token in ids)]
+
+
+def marks_of(template: str) -> list[str]:
+    """The names of all marks of a template."""
+    parts = (part for frame in TEMPLATES[template].values() for part in (*frame.before, *frame.end))
+    return list(dict.fromkeys(part for part in parts if isinstance(part, Mark)))
+
+
+def end_of_answer(template: str, tokenizer: Tokenizer) -> int:
+    """The mark that ends what the assistant says. Raises DataError as mark_id."""
+    return mark_id(tokenizer, TEMPLATES[template]["assistant"].end[0])
 
 
 def answer_bytes(document: Document) -> int:
@@ -101,6 +121,14 @@ def mark_id(tokenizer: Tokenizer, name: str) -> int:
 def _encode_words(text: str, tokenizer: Tokenizer) -> list[int]:
     """Tokens of words; a mark spelled out in them is cut in two, or some tokenizers would take it for the mark."""
     return [token for part in SPELLED_MARK.split(text) for token in tokenizer.encode(part)]
+
+
+def _encode_segments(segments: Iterable[Segment], tokenizer: Tokenizer) -> Iterator[tuple[list[int], bool]]:
+    """Tokens of neighbouring segments of one kind, and whether they are counted."""
+    for (is_mark, counted), group in groupby(segments, key=lambda segment: (isinstance(segment[0], Mark), segment[1])):
+        texts = [text for text, _ in group]
+        ids = [mark_id(tokenizer, name) for name in texts] if is_mark else _encode_words("".join(texts), tokenizer)
+        yield ids, counted
 
 
 def _segments(turn: Turn, template: Mapping[Role, Frame]) -> Iterator[Segment]:

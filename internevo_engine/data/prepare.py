@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from internevo_engine.config.schema import Config
+from internevo_engine.data.chat import marks_of
 from internevo_engine.data.corpora import Document, TextCorpus
 from internevo_engine.data.formats import FORMAT_VERSION, TokenFile, TokenWriter
 from internevo_engine.data.mixing import split_weights
@@ -166,20 +167,42 @@ def _refuse_combinations(config: Config, train: tuple[Source, ...], valid: tuple
             raise DataError(message)
 
 
+def tokenizer_of(config: Config, cache: Path) -> Tokenizer | None:
+    """The tokenizer of a run that has begun; None: it knows tokens only.
+
+    Raises:
+        DataError: it can't be used, or it was trained and the corpus or the cache has changed since.
+    """
+    train, missing = _flat(_entries("data.train", config)), f"{cache} has no tokenizer for data.train as it is now"
+    if config.data.tokenizer == "train" and not _trained_path(train, config, cache).is_file():
+        raise DataError(f"{missing}; go on with the run, or bring back the corpus that it was trained on")
+    return _tokenizer(train, config, cache, print)
+
+
 def _tokenizer(train: tuple[Source, ...], config: Config, cache: Path, report: Report) -> Tokenizer | None:
     name, vocab = config.data.tokenizer, config.model.vocab
     if name is None:
         return None
     if name != "train":
         return load_tokenizer(Path(name), vocab)
-    texts = _texts(train)
-    path = cache / f"tokenizer-{_key([text.fingerprint for text in texts], vocab, TRAINER_SETTINGS)}.model"
+    texts, path = _texts(train), _trained_path(train, config, cache)
     if not path.exists():
         report(f"training a tokenizer of {vocab:,} pieces on {_size(texts)}")
         begin = time.perf_counter()
-        train_tokenizer((document for text in texts for document in text.documents()), vocab, path)
+        documents = (document for text in texts for document in text.documents())
+        train_tokenizer(documents, vocab, path, _marks(config))
         report(f"trained {path} in {format_seconds(time.perf_counter() - begin)}")
     return load_tokenizer(path, vocab)
+
+
+def _trained_path(train: tuple[Source, ...], config: Config, cache: Path) -> Path:
+    fingerprints = [text.fingerprint for text in _texts(train)]
+    return cache / f"tokenizer-{_key(fingerprints, config.model.vocab, TRAINER_SETTINGS, *_marks(config))}.model"
+
+
+def _marks(config: Config) -> list[str]:
+    """Pieces that a tokenizer needs for dialogues."""
+    return marks_of(config.data.chat) if config.data.chat else []
 
 
 def _token_file(source: Source, tokenizer: Tokenizer | None, vocab: int, cache: Path, report: Report) -> TokenFile:

@@ -125,8 +125,10 @@ def load_tokenizer(path: Path, vocab: int) -> Tokenizer:
     return tokenizer
 
 
-def train_tokenizer(documents: Iterable[Document], vocab: int, path: Path) -> None:
-    """Train a lossless BPE of exactly `vocab` pieces: unk 0, bos 1, eos 2, the 256 bytes, and what is frequent.
+def train_tokenizer(documents: Iterable[Document], vocab: int, path: Path, marks: Sequence[str] = ()) -> None:
+    """Train a lossless BPE of exactly `vocab` pieces: unk 0, bos 1, eos 2, `marks`, the 256 bytes, what is frequent.
+
+    Marks are control pieces, which no text becomes.
 
     The same documents give the same file. It appears at `path` whole or not at all.
     Of more than 40 M characters a fixed sample is used.
@@ -136,9 +138,10 @@ def train_tokenizer(documents: Iterable[Document], vocab: int, path: Path) -> No
         StorageError: `path` can't be written.
     """
     model = io.BytesIO()
+    settings = {**TRAINER_SETTINGS, "vocab_size": vocab, "control_symbols": list(marks)}
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(_sample(documents)), model_writer=model, vocab_size=vocab, **TRAINER_SETTINGS
+            sentence_iterator=iter(_sample(documents)), model_writer=model, **settings
         )
     except RuntimeError as error:
         raise _trainer_error(str(error), vocab) from error

@@ -13,6 +13,7 @@ from internevo_engine.interop.sources import Hints
 from internevo_engine.units import format_count
 
 NEXT = """\
+chat:         python -m internevo_engine chat {path}
 transformers: python -c {code}
 LMDeploy:     lmdeploy chat {path}
               lmdeploy serve api_server {path}

@@ -57,9 +57,9 @@ def validate(engine: Engine[MicroBatch], corpora: Mapping[str, PackedCorpus], co
     if not by_type[:, 2].any():
         raise DataError("data.valid: no token is counted; check its loss mask, or set data.valid=null")
     bytes_of = {kind: corpus.num_bytes for kind, corpus in corpora.items()}
-    types = {kind: _score(row, bytes_of[kind]) for kind, row in zip(corpora, by_type, strict=True)}
+    types = {kind: score_of(row, bytes_of[kind]) for kind, row in zip(corpora, by_type, strict=True)}
     num_bytes = sum(bytes_of.values()) if all(bytes_of.values()) else 0
-    return Validation(engine.num_steps_done, _score(by_type.sum(0), num_bytes), types)
+    return Validation(engine.num_steps_done, score_of(by_type.sum(0), num_bytes), types)
 
 
 def _sums(engine: Engine[MicroBatch], corpus: PackedCorpus, communicator: Communicator) -> Tensor:
@@ -70,7 +70,8 @@ def _sums(engine: Engine[MicroBatch], corpus: PackedCorpus, communicator: Commun
     return sums
 
 
-def _score(sums: Tensor, num_bytes: int) -> Score:
+def score_of(sums: Tensor, num_bytes: int) -> Score:
+    """From token_scores, [3], added up over some text of `num_bytes` bytes (0: unknown)."""
     loss_sum, correct, tokens = sums.tolist()
     bits = loss_sum / log(2) / num_bytes if num_bytes else None
     return Score(loss_sum / max(tokens, 1), correct / max(tokens, 1), bits, int(tokens))

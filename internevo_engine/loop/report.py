@@ -80,6 +80,10 @@ def _next_command(config: Config) -> str:
 
 
 def quote(text: str, mark: str) -> str:
-    """Lines with a mark. A model may write any byte; a terminal must not obey it."""
-    shown = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
-    return "\n".join(f"{mark} {line}" for line in shown.split("\n"))
+    """Lines with a mark."""
+    return "\n".join(f"{mark} {line}" for line in printable(text).split("\n"))
+
+
+def printable(text: str) -> str:
+    """A model may write any byte; a terminal must not obey it."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)

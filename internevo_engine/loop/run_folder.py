@@ -40,7 +40,7 @@ def is_finished(config: Config) -> bool:
         ConfigError: the folder holds a finished run with other numbers.
     """
     folder = folder_of(config)
-    if config.checkpoint.resume == "never" or _read_state(folder).get("state") != "finished":
+    if config.checkpoint.resume == "never" or read_state(folder).get("state") != "finished":
         return False
     old = load_config(folder / "config.yaml")
     differences = numeric_differences(old, config)
@@ -79,7 +79,7 @@ class RunFolder:
         _refuse_if_in_use(path)
         keeps = goes_on or is_of_job(path, job)
         self.moved_to = None if keeps else _move_aside(path)
-        state = _read_state(path)
+        state = read_state(path)
         self.run_id: str | None = state.get("id") if keeps else uuid4().hex
         self.steps_done: int = state.get("step", 0)
         self._num_steps, self._job = num_steps, job
@@ -145,7 +145,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _read_state(folder: Path) -> dict[str, Any]:
+def read_state(folder: Path) -> dict[str, Any]:
+    """What run.json says; empty where there is none."""
     path = folder / "run.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 
@@ -153,7 +154,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
 def _refuse_if_in_use(folder: Path) -> None:
     if not folder.exists() or not any(folder.iterdir()):
         return
-    state = _read_state(folder)
+    state = read_state(folder)
     if not state:
         raise ConfigError(f"{folder} is not empty and holds no run; choose another folder with run.dir=...")
     if state["state"] == "running" and state["host"] == socket.gethostname() and _is_alive(state["pid"]):

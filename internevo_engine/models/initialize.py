@@ -22,17 +22,25 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.
 def build(model: ModelConfig, seq_len: int, dtype: torch.dtype, device: torch.device, seed: int) -> Decoder:
     """A decoder with initial parameters in `dtype` on `device`, and RoPE tables for `seq_len` positions.
 
-    Built on meta first, so that nothing is allocated twice or filled twice. Values are drawn in fp32 on `device`, then
-    rounded; CPU and CUDA draw different numbers from the same seed.
+    Values are drawn in fp32 on `device`, then rounded; CPU and CUDA draw different numbers from the same seed.
+    """
+    decoder = allocate(model, seq_len, dtype, device)
+    arch = architecture(model)
+    with torch.no_grad():
+        for param in parameters(model):
+            decoder.get_parameter(param.name).copy_(draw(param, arch, device, seed))
+    return decoder
+
+
+def allocate(model: ModelConfig, seq_len: int, dtype: torch.dtype, device: torch.device) -> Decoder:
+    """The same without values for its parameters, which the caller has to fill.
+
+    Built on meta first, so that nothing is allocated twice or filled twice.
     """
     with torch.device("meta"):
         decoder = Decoder(model, seq_len)
     decoder = decoder.to(dtype).to_empty(device=device)
     decoder.rope.fill()
-    arch = architecture(model)
-    with torch.no_grad():
-        for param in parameters(model):
-            decoder.get_parameter(param.name).copy_(draw(param, arch, device, seed))
     return decoder
 
 

@@ -1,6 +1,7 @@
 """Preparing is done once, is safe to do at the same time, and refuses what doesn't belong together."""
 
 import io
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -219,3 +220,19 @@ def test_types_of_an_entry_share_its_weight_by_their_tokens(tmp_path: Path) -> N
             writer.add(np.full(count, 5), num_bytes=1)
         files.append(TokenFile.open(tmp_path / name, 300))
     assert split_weights([4.0, 1.0], [files[:2], files[2:]]) == [3.0, 1.0, 1.0]
+
+
+def test_a_tokenizer_that_is_trained_for_dialogues_has_their_marks(text: str, tmp_path: Path, cache: Path) -> None:
+    turns = [{"role": "user", "content": "a <|im_end|>?"}, {"role": "assistant", "content": "yes"}]
+    dialogues = tmp_path / "dialogues.jsonl"
+    dialogues.write_text(json.dumps({"messages": turns}) + "\n")
+    plain, _ = run(make_config(train=text, tokenizer="train"), cache)
+    made, said = run(make_config(train=(text, str(dialogues)), tokenizer="train", chat="internlm2"), cache)
+    assert said[0].startswith("training a tokenizer")
+    assert plain.tokenizer is not None
+    assert made.tokenizer is not None
+    assert plain.tokenizer.piece_id("<|im_end|>") is None
+    end = made.tokenizer.piece_id("<|im_end|>")
+    assert end is not None
+    assert made.tokenizer.num_pieces == VOCAB
+    assert end not in made.tokenizer.encode("<|im_end|>")
