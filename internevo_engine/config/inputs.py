@@ -92,11 +92,11 @@ class DataConfig(Section):
     valid: str | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
     """Held-out corpus, named like train ('python-stdlib-heldout' belongs to 'python-stdlib'); null: no validation."""
     tokenizer: str | None = None
-    """'train' (a sentencepiece BPE of model.vocab pieces, trained on the corpus) or the path of a .model file;
-    null: train on token files or random tokens only."""
+    """'train' (a sentencepiece BPE of model.vocab pieces, trained on the corpus) or the path of a .model file or of a
+    tokenizer.json (extra [hf]); null: train on token files or random tokens only."""
     text_key: str = "text"
     """Key of the text in each line of a JSONL file or row of a parquet file."""
-    chat: Literal["internlm", "internlm2"] | None = None
+    chat: Literal["internlm", "internlm2", "chatml"] | None = None
     """Template for records with 'messages' or 'instruction' and 'output', of which only answers are counted in the
     loss; null: all records are texts."""
     seq_len: Annotated[int, Field(ge=2)] = 2048

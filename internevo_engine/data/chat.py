@@ -33,19 +33,23 @@ class Frame:
 
 
 START, END = Mark("<|im_start|>"), Mark("<|im_end|>")
+CHATML: Mapping[Role, Frame] = {
+    "system": Frame((START, "system\n"), (END,)),
+    "user": Frame((START, "user\n"), (END,)),
+    "assistant": Frame((START, "assistant\n"), (END,)),
+}
 TEMPLATES: Mapping[str, Mapping[Role, Frame]] = {
     "internlm": {
         "system": Frame(("<|System|>:",), ()),
         "user": Frame(("<|User|>:",), (Mark("<eoh>"),)),
         "assistant": Frame(("<|Bot|>:",), (Mark("<eoa>"),)),
     },
-    "internlm2": {
-        "system": Frame((START, "system\n"), (END,)),
-        "user": Frame((START, "user\n"), (END,)),
-        "assistant": Frame((START, "assistant\n"), (END,)),
-    },
+    "internlm2": CHATML,
+    "chatml": CHATML,
 }
-"""By the value of data.chat. InternLM3 uses the second, too."""
+"""By the value of data.chat. InternLM3 uses the second, too; chatml stands in no bos and eos, as SmolLM2 and Qwen."""
+BARE = frozenset({"chatml"})
+"""Templates without bos before and eos behind the turns."""
 
 SPELLED_MARK = re.compile(r"(?<=<)(?=\|im_start\|>|\|im_end\|>|eoh>|eoa>)")
 """Behind the first character of a mark."""
@@ -62,18 +66,19 @@ Segment = tuple[str, bool]
 
 
 def encode_dialogue(document: Document, template: str, tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
-    """bos, the turns, eos; int64, complemented where not counted.
+    """bos, the turns, eos (or the turns alone); int64, complemented where not counted.
 
     Raises:
         DataError: the tokenizer has no piece for a mark of the template.
     """
-    tokens = [~tokenizer.bos_id]
+    tokens = list[int]()
     segments = (segment for turn in document.turns for segment in _segments(turn, TEMPLATES[template]))
     for (is_mark, counted), group in groupby(segments, key=lambda segment: (isinstance(segment[0], Mark), segment[1])):
         texts = [text for text, _ in group]
         ids = [mark_id(tokenizer, name) for name in texts] if is_mark else _encode_words("".join(texts), tokenizer)
         tokens += ids if counted else [~token for token in ids]
-    return np.array([*tokens, ~tokenizer.eos_id], np.int64)
+    around = ([], []) if template in BARE else ([~tokenizer.bos_id], [~tokenizer.eos_id])
+    return np.array([*around[0], *tokens, *around[1]], np.int64)
 
 
 def answer_bytes(document: Document) -> int:
