@@ -5,7 +5,7 @@ are what a captured step of models/decoder.py keeps (tests/plan/test_memory.py).
 gathered parameters and packed gradients of a few buckets come on top where states are sharded.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from internevo_engine.config.schema import Config, ModelConfig, RecomputeBudget
@@ -42,23 +42,23 @@ class MemoryForecast:
 
 
 def forecast_states(
-    bucket_numels: Sequence[int], *, dtype: str, sizes: GroupSizes, mode: Mode, grad_accum: int, device: str
+    trained: int, frozen: int, *, dtype: str, sizes: GroupSizes, mode: Mode, grad_accum: int, device: str
 ) -> MemoryForecast:
     """Forecast for one rank, without what only a known model tells.
 
     Args:
-        bucket_numels: padded elements of each flat bucket.
+        trained, frozen: padded elements of the flat buckets.
         dtype: 'fp32' or 'bf16', of parameters and activations.
         sizes: ranks that share one copy of each state.
         mode: how gradients are summed.
         grad_accum: micro-batches of one rank in one step.
     """
-    numel, size = sum(bucket_numels), DTYPE_BYTES[dtype]
+    size = DTYPE_BYTES[dtype]
     has_own_master = dtype != "fp32"  # an fp32 parameter is its own master
     return MemoryForecast(
-        parameters=numel // sizes.param * size,
-        gradients=numel // sizes.summed(mode) * 4 * num_sums(mode, grad_accum),
-        optimizer=numel // sizes.optim * (8 + 4 * has_own_master),
+        parameters=(trained + frozen) // sizes.param * size,
+        gradients=trained // sizes.summed(mode) * 4 * num_sums(mode, grad_accum),
+        optimizer=trained // sizes.optim * (8 + 4 * has_own_master),
         process=PROCESS_BYTES[device],
     )
 
