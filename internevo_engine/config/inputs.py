@@ -1,4 +1,4 @@
-"""config: the keys of `model` and `data`, what is trained on what. schema makes one list of them and the rest."""
+"""config: the keys of `model`, `lora` and `data`, what is trained on what. schema makes one list of all."""
 
 from typing import Annotated, Literal
 
@@ -79,6 +79,23 @@ class ModelConfig(Section):
     @property
     def head_dim(self) -> int:
         return self.hidden // self.heads
+
+
+Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+"""Projections of a layer, as Llama's and peft's users call them."""
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (LoRA, arXiv:2106.09685) beside a model that stays as it is."""
+
+    rank: NonNegative = 0
+    """Rows of A and columns of B; 0: no adapters, the model itself is trained."""
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    """An adapter adds alpha / rank * B A x to its projection."""
+    targets: Annotated[tuple[Target, ...], Field(strict=False, min_length=1)] = ("q_proj", "v_proj")
+    """Projections with an adapter, in every layer."""
+    init: str | None = None
+    """Adapters to begin with: a folder in peft's format, such as a LoRA run's `final`; null: A random, B zero."""
 
 
 class DataConfig(Section):

@@ -19,6 +19,7 @@ from internevo_engine.data.packing import MicroBatch
 from internevo_engine.data.prepare import Prepared
 from internevo_engine.engine import Engine
 from internevo_engine.errors import CheckpointError, ConfigError, DataError
+from internevo_engine.interop.adapters import Base
 from internevo_engine.loop.recorder import Recorder
 from internevo_engine.plan.plan import Plan
 from internevo_engine.runtime.communicator import Communicator
@@ -50,14 +51,17 @@ class Cursor(BaseModel):
     """Valid tokens consumed."""
     data_sha256: dict[str, str]
     """Of each entry of data.train."""
+    base_sha256: str | None = None
+    """Of the frozen weights beside which a LoRA run's adapters stand; the checkpoint doesn't hold them."""
 
     @classmethod
-    def of(cls, config: Config, plan: Plan, data: Prepared, tokens: int) -> "Cursor":
+    def of(cls, config: Config, plan: Plan, data: Prepared, tokens: int, base: Base | None) -> "Cursor":
         return cls(
             config=config,
             micro_batches_per_step=plan.micro_batches_per_step,
             tokens=tokens,
             data_sha256=dict(data.digests),
+            base_sha256=base.sha256 if base else None,
         )
 
     def as_extra(self) -> dict[str, JsonValue]:
@@ -68,6 +72,7 @@ def resume(
     config: Config,
     engine: Engine[MicroBatch],
     data: Prepared,
+    base: Base | None,
     storage: Storage,
     communicator: Communicator,
     recorder: Recorder,
@@ -86,7 +91,7 @@ def resume(
                 f"{storage.url} holds the checkpoints of an earlier run; choose another checkpoint.dir=..."
             )
         return Start(run_id)
-    same_run = partial(accept, config=config, plan=engine.plan, data=data, run_id=run_id)
+    same_run = partial(accept, config=config, plan=engine.plan, data=data, base=base, run_id=run_id)
     manifest = engine.load(storage.url, accept=same_run)
     recorder.go_on_from(manifest.step)
     return Start(manifest.run_id, manifest.step, cursor_of(manifest).tokens)
@@ -115,7 +120,7 @@ def cursor_of(manifest: Manifest) -> Cursor:
         ) from None
 
 
-def accept(manifest: Manifest, config: Config, plan: Plan, data: Prepared, run_id: str) -> None:
+def accept(manifest: Manifest, config: Config, plan: Plan, data: Prepared, base: Base | None, run_id: str) -> None:
     """Raises ConfigError or DataError where going on would not be the same run."""
     if run_id not in ("None", manifest.run_id):
         raise ConfigError(
@@ -123,6 +128,7 @@ def accept(manifest: Manifest, config: Config, plan: Plan, data: Prepared, run_i
             "choose another run.dir or checkpoint.dir"
         )
     _check_settings(manifest, config, plan)
+    _check_base(cursor_of(manifest).base_sha256, base)
     _check_data(cursor_of(manifest).data_sha256, data.digests, config.checkpoint.changed_data)
 
 
@@ -153,6 +159,14 @@ def settings_differences(old: Cursor, old_dtype: str, new: Config, plan: Plan) -
             f"{new.data.grad_accum} x {plan.topology.world} = {plan.micro_batches_per_step}"
         )
     return differences
+
+
+def _check_base(old: str | None, base: Base | None) -> None:
+    if base is not None and base.sha256 != old:
+        raise DataError(
+            f"run.init={base.path} has SHA-256 {base.sha256}, the checkpoint's adapters were trained beside {old}; "
+            "bring the old weights back"
+        )
 
 
 def _check_data(old: Mapping[str, str], new: Mapping[str, str], allowed: tuple[str, ...]) -> None:

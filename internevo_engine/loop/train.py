@@ -20,7 +20,9 @@ from internevo_engine.data.loader import Loader
 from internevo_engine.data.packing import MicroBatch
 from internevo_engine.data.prepare import Prepared, prepare
 from internevo_engine.engine import Engine
-from internevo_engine.errors import MemoryNeededError
+from internevo_engine.errors import ConfigError, MemoryNeededError
+from internevo_engine.interop.adapters import Base
+from internevo_engine.interop.initial import fill
 from internevo_engine.loop.evaluate import validate
 from internevo_engine.loop.metrics import Meter
 from internevo_engine.loop.recorder import Recorder
@@ -28,8 +30,9 @@ from internevo_engine.loop.report import last_words
 from internevo_engine.loop.resume import Cursor, Start, check_settings, resume
 from internevo_engine.loop.run_folder import folder_of
 from internevo_engine.loop.stop import StopRequest, stop_on_request
-from internevo_engine.models.families import parameters
-from internevo_engine.models.initialize import TORCH_DTYPES, build
+from internevo_engine.models.decoder import Decoder
+from internevo_engine.models.families import architecture, is_adapter, parameters
+from internevo_engine.models.initialize import TORCH_DTYPES, allocate, build, draw_all
 from internevo_engine.models.loss import token_loss
 from internevo_engine.plan.plan import Plan, check_memory, make_plan
 from internevo_engine.program import Mode
@@ -57,7 +60,7 @@ def train(config: Config, place: Place = ALONE, command: Sequence[str] = ()) -> 
     machine = probe_machine()
     device = choose_device(config.launch.device, machine)
     topology = local_topology(device, machine, world=place.world, local_world=place.local_world)
-    plan = make_plan(config, parameters(config.model), topology)
+    plan = make_plan(config, parameters(config.model, config.lora), topology)
     check_memory(config, plan)
     torch_device = _use_device(device, place, machine, plan.mode)
     storage = open_storage(config.checkpoint.dir or str(folder_of(config) / "checkpoints"))
@@ -69,12 +72,14 @@ def train(config: Config, place: Place = ALONE, command: Sequence[str] = ()) -> 
         with recorder.state(), stop_on_request(recorder.stop_file) as stop:
             communicator = Communicator(place, torch_device, ())
             data = _prepare_data(config, communicator, recorder)
-            engine = _build_engine(config, plan, data, place, torch_device, recorder)
-            start = resume(config, engine, data, storage, communicator, recorder)
+            base = _base(config, communicator)
+            model = _build_model(config, plan, place, torch_device, recorder)
+            engine = _build_engine(config, data, model, place, recorder)
+            start = resume(config, engine, data, base, storage, communicator, recorder)
             saver = _saver(config, engine, storage, communicator, recorder, start)
-            tokens, interrupted = _steps(config, engine, data, communicator, recorder, saver, stop, start)
-            saver.save(engine.num_steps_done, Cursor.of(config, plan, data, tokens).as_extra())
-            _end(config, engine, data, communicator, recorder, interrupted=interrupted)
+            tokens, interrupted = _steps(config, engine, data, communicator, recorder, saver, stop, start, base)
+            saver.save(engine.num_steps_done, Cursor.of(config, plan, data, tokens, base).as_extra())
+            _end(config, engine, data, base, communicator, recorder, interrupted=interrupted)
     return TrainResult(engine.num_steps_done, interrupted, recorder.path)
 
 
@@ -95,16 +100,42 @@ def _prepare_data(config: Config, communicator: Communicator, recorder: Recorder
         return prepare(config, cache, recorder.say)
 
 
-def _build_engine(
-    config: Config, plan: Plan, data: Prepared, place: Place, device: torch.device, recorder: Recorder
-) -> Engine[MicroBatch]:
-    """An engine like anybody's; from the model it makes the plan that was printed."""
+def _base(config: Config, communicator: Communicator) -> Base | None:
+    """The weights that a LoRA run leaves as they are; every byte is read, for nothing else remembers them."""
+    if not config.lora.rank:
+        return None
+    if config.run.init is None:
+        raise ConfigError("lora.rank: adapters stand beside weights that are there; name them with run.init=FOLDER")
+    own = Base.of(Path(config.run.init)).model_dump_json() if communicator.rank == 0 else ""
+    return Base.model_validate_json(communicator.agree("base", own)[0])
+
+
+def _build_model(config: Config, plan: Plan, place: Place, device: torch.device, recorder: Recorder) -> Decoder:
+    """With its initial values; those of run.init rank 0 alone, whose values the engine gives to all.
+
+    A checkpoint to go on from holds all that is trained: only adapters need their base again.
+    """
     recorder.say(
         f"{config.model.family}, {format_count(plan.num_params)} parameters in {plan.dtype}, on "
         f"{place.world} x {device.type}, {config.step_tokens(place.world):,} tokens a step, {config.run.steps} steps"
     )
+    shape = (config.model, config.data.seq_len, TORCH_DTYPES[plan.dtype], device)
+    if config.run.init is None or (recorder.goes_on and not config.lora.rank):
+        return build(*shape, config.run.seed, config.lora)
+    model = allocate(*shape, config.lora)
+    draw_all(model, [p for p in plan.params if is_adapter(p.name)], architecture(config.model), config.run.seed)
+    if place.rank == 0:
+        recorder.say(f"beginning with the weights of {config.run.init}")
+        fill(model, config)
+    return model
+
+
+def _build_engine(
+    config: Config, data: Prepared, model: Decoder, place: Place, recorder: Recorder
+) -> Engine[MicroBatch]:
+    """An engine like anybody's; from the model it makes the plan that was printed."""
     return Engine(
-        build(config.model, config.data.seq_len, TORCH_DTYPES[plan.dtype], device, config.run.seed),
+        model,
         token_loss,
         **dict(config.step),
         example=data.train.micro_batch(0, 0, 1),
@@ -137,10 +168,11 @@ def _steps(
     saver: Saver,
     stop: StopRequest,
     start: Start,
+    base: Base | None,
 ) -> tuple[int, bool]:
     """All steps that are left, or as many as until a rank wants to stop; tokens consumed, and whether it did."""
     rank, world = communicator.rank, communicator.world
-    meter = Meter(config.model, config.data.seq_len, world, _device_name(communicator.device))
+    meter = Meter(config.model, config.lora, config.data.seq_len, world, _device_name(communicator.device))
     loader = Loader(data.train, rank, world, config.data.grad_accum, start.step, config.run.steps - start.step)
     tokens = start.tokens
     with loader, recorder.progress() as bar:
@@ -161,7 +193,7 @@ def _steps(
                 recorder.validation(validate(engine, data.valid, communicator))
             saver.poll()
             if _is_due(step, config.checkpoint.every, config):
-                extra = Cursor.of(config, engine.plan, data, tokens).as_extra()
+                extra = Cursor.of(config, engine.plan, data, tokens, base).as_extra()
                 saver.save(step, extra, background=config.checkpoint.background)
             started = time.perf_counter()
     return tokens, False
@@ -181,6 +213,7 @@ def _end(
     config: Config,
     engine: Engine[MicroBatch],
     data: Prepared,
+    base: Base | None,
     communicator: Communicator,
     recorder: Recorder,
     *,
@@ -188,7 +221,7 @@ def _end(
 ) -> None:
     """The checkpoint is published. The weights first: nothing that comes later can lose them."""
     with engine.whole_parameters():
-        recorder.write_final(engine.model, data.tokenizer)
+        recorder.write_final(engine.model, data.tokenizer, base)
     if interrupted:
         recorder.draw()
         recorder.take_stop_file()

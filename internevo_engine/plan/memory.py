@@ -64,13 +64,24 @@ def forecast_states(
 
 
 def decoder_activations(config: Config, dtype: str) -> dict[str, int]:
-    """The rest of the forecast, by field: what a micro-batch of models/decoder.py adds."""
+    """The rest of the forecast, by field: what a micro-batch of models/decoder.py adds.
+
+    Beside adapters it is a bound: the inputs of a frozen matrix need not be kept.
+    """
     size, recompute, num_tokens = DTYPE_BYTES[dtype], config.graph.recompute, config.micro_batch_tokens
-    kept = int(num_tokens * kept_bytes_per_token(config.model, size, recompute))
+    kept = int(num_tokens * (kept_bytes_per_token(config.model, size, recompute) + _adapter_bytes(config, size)))
     if isinstance(recompute, RecomputeBudget):
         kept = min(kept, int(recompute.budget_gb * 1e9))
     logits = num_tokens * config.model.vocab * (size + 4)  # and their fp32 log-softmax
     return {"activations": kept, "logits": logits}
+
+
+def _adapter_bytes(config: Config, size: int) -> int:
+    """What adapters add to what is kept for a token: A x, and selective, B A x too."""
+    model, lora, kv = config.model, config.lora, config.model.num_kv_heads * config.model.head_dim
+    wide = {"k_proj": kv, "v_proj": kv, "gate_proj": model.ffn, "up_proj": model.ffn}
+    rows = sum(wide.get(target, model.hidden) for target in lora.targets) * (config.graph.recompute == "selective")
+    return model.layers * (lora.rank * len(lora.targets) + rows) * size if lora.rank else 0
 
 
 def kept_bytes_per_token(model: ModelConfig, size: int, recompute: Recompute) -> float:
