@@ -102,17 +102,20 @@ PYBIND11_MODULE(_core, m) {
     m.attr("TORCH_VERSION") = IE_TORCH_VERSION;
     m.attr("HAS_CUDA_KERNELS") = static_cast<bool>(IE_WITH_CUDA);
 
-    py::class_<Param>(m, "Param", "A parameter as bucketing sees it: numel, layer, decayed.")
-        .def(py::init<std::int64_t, std::int64_t, bool>(), "numel"_a, "layer"_a, "decayed"_a)
+    py::class_<Param>(m, "Param", "A parameter as bucketing sees it: numel, layer, decayed, trained.")
+        .def(py::init<std::int64_t, std::int64_t, bool, bool>(), "numel"_a, "layer"_a, "decayed"_a,
+             "trained"_a = true)
         .def_readonly("numel", &Param::numel)
         .def_readonly("layer", &Param::layer)
-        .def_readonly("decayed", &Param::decayed);
+        .def_readonly("decayed", &Param::decayed)
+        .def_readonly("trained", &Param::trained);
 
     py::class_<Bucket>(m, "Bucket", "Parameters that travel as one flat buffer; counts are elements.")
         .def_readonly("params", &Bucket::params, "Indices of the parameters, in order of placement.")
         .def_readonly("offsets", &Bucket::offsets, "First element of each of params.")
         .def_readonly("numel", &Bucket::numel, "Length, a multiple of 16 * num_shards.")
         .def_readonly("decayed_numel", &Bucket::decayed_numel, "Where weight decay ends.")
+        .def_readonly("trained", &Bucket::trained, "Whether its parameters are.")
         .def("__repr__", &repr);
 
     m.def("make_buckets", &ie::core::make_buckets, "params"_a, "target_bytes"_a, "num_shards"_a,

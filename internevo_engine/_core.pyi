@@ -11,13 +11,15 @@ HAS_CUDA_KERNELS: bool
 class Param:
     """A parameter as bucketing sees it."""
 
-    def __init__(self, numel: int, layer: int, decayed: bool) -> None: ...
+    def __init__(self, numel: int, layer: int, decayed: bool, trained: bool = True) -> None: ...
     @property
     def numel(self) -> int: ...
     @property
     def layer(self) -> int: ...
     @property
     def decayed(self) -> bool: ...
+    @property
+    def trained(self) -> bool: ...
 
 class Bucket:
     """Parameters that travel as one flat buffer; offsets and lengths are elements."""
@@ -34,9 +36,13 @@ class Bucket:
     @property
     def decayed_numel(self) -> int:
         """Elements [0, decayed_numel) belong to decayed parameters."""
+    @property
+    def trained(self) -> bool:
+        """Trained and frozen parameters share no bucket."""
 
 def make_buckets(params: Sequence[Param], target_bytes: int, num_shards: int) -> list[Bucket]:
-    """Buckets in the order in which their gradients are complete, last layer first. Raises ValueError."""
+    """Buckets in the order in which their gradients are complete, last layer first, then those of frozen
+    parameters. Raises ValueError."""
 
 class Rate:
     """Nanoseconds of a transfer: latency_ns + bytes * 1000 // bytes_per_us."""

@@ -27,7 +27,7 @@ from internevo_engine.config.schema import CommConfig, GraphConfig, OptimConfig,
 from internevo_engine.errors import DataError, NumbersError, UsageError
 from internevo_engine.graph.batch import move
 from internevo_engine.graph.loss import LossFunction, loss_and_count
-from internevo_engine.graph.module import device_and_dtype, evaluating, parameter_table, trained, untrained
+from internevo_engine.graph.module import device_and_dtype, evaluating, parameter_table, placed, unplaced
 from internevo_engine.optim.schedules import learning_rate
 from internevo_engine.plan.plan import plan_step
 from internevo_engine.plan.topology import Topology
@@ -119,8 +119,8 @@ class Engine(Generic[B]):
         self._communicator = Communicator(place, device, self.plan.levels)
         agree_on("plan", "\n".join(map(str, (*config, *self.plan.params))), self._communicator)
         self._optimizer = OPTIMIZERS[config.optim.name]
-        self.state = ShardedState(trained(model), self.plan, self._communicator, self._optimizer)
-        for tensor in untrained(model):
+        self.state = ShardedState([*placed(model).values()], self.plan, self._communicator, self._optimizer)
+        for tensor in unplaced(model):
             self._communicator.broadcast(tensor)
         self.model, self.num_steps_done = model, 0
         self._loss_fn, self._say = loss_fn, say

@@ -6,7 +6,7 @@ the fingerprint); csrc/core/program.h reads and writes the very same text. A Pro
 
     program v1 world=2 micro_batches=1 mode=fast param_bytes=2 wire_bytes=4 window_bytes=0 loss=%loss
     level OS0 size=2 stride=1 link=near             digits of a rank, fastest first
-    bucket 0 numel=1024 grads=%g0,%g1               parameters that travel together; their gradients, as placed
+    bucket 0 numel=1024 grads=%g0,%g1 [frozen]      parameters that travel together; their gradients, as placed
     value %h0 bytes=8192                            what calls hand to each other, once for all micro-batches
     call fwd.embed reads=%tokens buckets=0 writes=%h0
     buffer param[0] bytes=2048 persistent           what belongs to a bucket
@@ -33,6 +33,7 @@ Link = Literal["near", "far"]
 
 LANES: tuple[Lane, ...] = get_args(Lane)
 KINDS: tuple[Kind, ...] = get_args(Kind)
+LIFETIMES = ("persistent", "transient")
 _DECLARATIONS = ("program", "level", "bucket", "value", "call", "buffer")
 
 
@@ -74,12 +75,13 @@ class Level:
 
 @dataclass(frozen=True)
 class FlatBucket:
-    """Neighbouring parameters as one flat buffer."""
+    """Neighbouring parameters as one flat buffer; frozen ones are only held and gathered."""
 
     numel: int
     """Elements, padded so that every owner has an equal slice."""
     grads: tuple[str, ...]
     """Gradients of its parameters, in order of placement, as values (`%g0`)."""
+    trained: bool = True
 
 
 @dataclass(frozen=True)
@@ -176,12 +178,11 @@ def _lines(program: Program) -> Iterator[str]:
     )
     yield from (f"level {each.name} size={each.size} stride={each.stride} link={each.link}" for each in program.levels)
     for index, bucket in enumerate(program.buckets):
-        yield f"bucket {index} numel={bucket.numel} grads={_join(bucket.grads)}"
+        yield f"bucket {index} numel={bucket.numel} grads={_join(bucket.grads)}{'' if bucket.trained else ' frozen'}"
     yield from (f"value {value.name} bytes={value.bytes}" for value in program.values)
     for call in program.calls:
         yield f"call {call.name} reads={_join(call.reads)} buckets={_join(call.buckets)} writes={_join(call.writes)}"
-    for buffer in program.buffers:
-        yield f"buffer {buffer.name} bytes={buffer.bytes} {'persistent' if buffer.persistent else 'transient'}"
+    yield from (f"buffer {each.name} bytes={each.bytes} {LIFETIMES[not each.persistent]}" for each in program.buffers)
     for number, i in enumerate(program.instructions):
         micro_batch = "-" if i.micro_batch is None else i.micro_batch
         yield (
@@ -211,9 +212,15 @@ def parse_program(text: str) -> Program:
         window_bytes=lines[0].integer("window_bytes"),
         loss=lines[0].names("loss"),
         levels=tuple(_read_level(line) for line in declared["level"]),
-        buckets=tuple(FlatBucket(line.integer("numel"), line.names("grads")) for line in declared["bucket"]),
+        buckets=tuple(
+            FlatBucket(line.integer("numel"), line.names("grads"), "frozen" not in line.words)
+            for line in declared["bucket"]
+        ),
         values=tuple(Value(line.word(1), line.integer("bytes")) for line in declared["value"]),
-        calls=tuple(_read_call(line) for line in declared["call"]),
+        calls=tuple(
+            Call(line.word(1), line.names("reads"), line.integers("buckets"), line.names("writes"))
+            for line in declared["call"]
+        ),
         buffers=tuple(_read_buffer(line) for line in declared["buffer"]),
         instructions=tuple(_read_instruction(line, number) for number, line in enumerate(numbered)),
     )
@@ -225,13 +232,8 @@ def _read_level(line: "_Line") -> Level:
     return Level(state, line.as_integer(name.removeprefix(state)), line.integer("size"), line.integer("stride"), link)
 
 
-def _read_call(line: "_Line") -> Call:
-    return Call(line.word(1), line.names("reads"), line.integers("buckets"), line.names("writes"))
-
-
 def _read_buffer(line: "_Line") -> Buffer:
-    lifetime = line.choice(line.word(2), ("persistent", "transient"))
-    return Buffer(line.word(1), line.integer("bytes"), lifetime == "persistent")
+    return Buffer(line.word(1), line.integer("bytes"), line.choice(line.word(2), LIFETIMES) == "persistent")
 
 
 def _read_instruction(line: "_Line", number: int) -> Instruction:
@@ -288,8 +290,7 @@ class _Line:
         return self.as_integer(self.field(key))
 
     def names(self, key: str) -> tuple[str, ...]:
-        found = self.field(key)
-        return () if found == "-" else tuple(found.split(","))
+        return tuple(name for name in self.field(key).split(",") if name != "-")
 
     def integers(self, key: str) -> tuple[int, ...]:
         return tuple(self.as_integer(name) for name in self.names(key))

@@ -123,7 +123,7 @@ def topology_of(config: Config, gpus: int | None) -> Topology:
 
 def _plan(config: Config, gpus: int | None = None) -> Plan:
     """Raises PlanError and MemoryNeededError; the memory of machines that aren't there is not checked."""
-    plan = make_plan(config, parameters(config.model), topology_of(config, gpus))
+    plan = make_plan(config, parameters(config.model, config.lora), topology_of(config, gpus))
     check_memory(config, plan)
     return plan
 
@@ -131,8 +131,10 @@ def _plan(config: Config, gpus: int | None = None) -> Plan:
 def _dry_run(config: Config, gpus: int | None) -> str:
     """All checks and the plan, for this machine or for one with `gpus` GPUs."""
     from internevo_engine.data.prepare import check_sources  # imports torch
+    from internevo_engine.interop.initial import check_initial
 
     check_sources(config)
+    check_initial(config)
     return f"{describe(config, _plan(config, gpus))}\nnothing was trained: this was a dry run"
 
 

@@ -77,12 +77,28 @@ void place(Bucket& bucket, const std::vector<Param>& params, const Piece& piece,
 }
 
 Bucket lay_out(const std::vector<Param>& params, const Piece& piece, std::int64_t num_shards) {
-    Bucket bucket{};
+    Bucket bucket{.params = {}, .offsets = {}, .numel = 0, .decayed_numel = 0, .trained = params[0].trained};
     place(bucket, params, piece, true);
     bucket.decayed_numel = bucket.numel;
     place(bucket, params, piece, false);
     bucket.numel = round_up(bucket.numel, kAlignment * num_shards);
     return bucket;
+}
+
+// Buckets of the trained parameters, or of the frozen ones.
+void append_buckets(std::vector<Bucket>& buckets, const std::vector<Param>& all, bool trained,
+                    std::int64_t target_bytes, std::int64_t num_shards) {
+    std::vector<Param> params;
+    std::vector<std::int64_t> index_of;
+    for (std::int64_t i = 0; i < std::ssize(all); ++i) {
+        if (all[i].trained != trained) continue;
+        params.push_back(all[i]);
+        index_of.push_back(i);
+    }
+    for (const Piece& piece : merge(make_pieces(params, target_bytes), target_bytes)) {
+        buckets.push_back(lay_out(params, piece, num_shards));
+        for (std::int64_t& param : buckets.back().params) param = index_of[param];
+    }
 }
 
 }  // namespace
@@ -91,8 +107,8 @@ std::vector<Bucket> make_buckets(const std::vector<Param>& params, std::int64_t 
                                  std::int64_t num_shards) {
     check(params, target_bytes, num_shards);
     std::vector<Bucket> buckets;
-    for (const Piece& piece : merge(make_pieces(params, target_bytes), target_bytes)) {
-        buckets.push_back(lay_out(params, piece, num_shards));
+    for (const bool trained : {true, false}) {
+        append_buckets(buckets, params, trained, target_bytes, num_shards);
     }
     return buckets;
 }

@@ -10,6 +10,9 @@
 // Every parameter starts at a multiple of 16 elements (64 bytes: a cache line and an AVX-512 register), and
 // the length is a multiple of 16 * num_shards, so every owner has an equal, aligned slice. The gaps are zero
 // and stay zero.
+//
+// Frozen parameters have no gradient and are never updated, so they share no bucket with trained ones: their
+// buckets are built alike, and come after all of those.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +26,7 @@ struct Param {
     std::int64_t numel;
     std::int64_t layer;  // never falls from one parameter to the next
     bool decayed;        // takes part in weight decay
+    bool trained = true;
 };
 
 struct Bucket {
@@ -30,6 +34,7 @@ struct Bucket {
     std::vector<std::int64_t> offsets;  // first element of each of them
     std::int64_t numel;                 // elements, padded
     std::int64_t decayed_numel;         // elements [0, decayed_numel) belong to decayed parameters
+    bool trained;
 };
 
 // Pure: equal arguments give equal buckets on every rank. Throws ie::Error for sizes that make no sense.

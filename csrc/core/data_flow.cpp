@@ -29,6 +29,9 @@ class DataFlow {
             const bool is_param = name.starts_with("param[") || name.starts_with("pshard[");
             alive_[name] = is_state ? 0 : is_param ? layout.shards() : kStale;
         }
+        for (std::int64_t b = layout.num_trained(); b < std::ssize(program.buckets); ++b) {
+            alive_[layout.held(b)] = layout.params();
+        }
         admit_inputs();
     }
 

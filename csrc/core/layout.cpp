@@ -39,7 +39,13 @@ std::string in_micro_batch(const std::string& value, std::int64_t micro_batch) {
 }
 
 Layout::Layout(const Program& program)
-    : program_(program), params_(count(State::kP)), grads_(count(State::kG)), shards_(count(State::kOS)) {
+    : program_(program),
+      params_(count(State::kP)),
+      grads_(count(State::kG)),
+      shards_(count(State::kOS)),
+      num_trained_(std::ranges::count_if(program.buckets, &FlatBucket::trained)) {
+    IE_CHECK(std::ranges::is_partitioned(program.buckets, &FlatBucket::trained),
+             "a frozen bucket stands before a trained one");
     IE_CHECK(program.micro_batches > 0 && program.param_bytes > 0 && program.wire_bytes > 0,
              "micro_batches=", program.micro_batches, ", param_bytes=", program.param_bytes,
              " and wire_bytes=", program.wire_bytes, " must be positive");
@@ -101,6 +107,7 @@ void Layout::check_names() const {
         }
     }
     for (const FlatBucket& bucket : program_.buckets) {
+        IE_CHECK(bucket.trained || bucket.grads.empty(), "a frozen bucket has gradients");
         for (const std::string& name : bucket.grads) {
             IE_CHECK(written.contains(name) && packed.insert(name).second, "gradient ", name,
                      " is written by no call, or belongs to two buckets");
@@ -131,6 +138,7 @@ std::vector<Buffer> Layout::buffers() const {
         };
         add(name_in("param", b), 0, program_.param_bytes, params_ == 0);
         if (params_ > 0) add(name_in("pshard", b), params_, program_.param_bytes, true);
+        if (b >= num_trained_) continue;
         if (!packs_into_sum()) add(name_in("grad", b), 0, kGradBytes, false);
         for (std::int64_t k = 0; k < all(); ++k) add(reduced(b, k), k + 1, kGradBytes, false);
         for (std::int64_t j = 0; j <= num_digits(); ++j) add(sum(b, j), per_micro_batch(), kGradBytes, true);
@@ -154,17 +162,17 @@ Operands Layout::operands(const Instruction& i) const {
         case Kind::kGather:
             return gather(bucket_of(i), level_of(i));
         case Kind::kRefresh:
-            return refresh(bucket_of(i), level_of(i));
+            return refresh(trained_bucket_of(i), level_of(i));
         case Kind::kPack:
-            return pack(bucket_of(i), i.micro_batch);
+            return pack(trained_bucket_of(i), i.micro_batch);
         case Kind::kReduce:
-            return reduce(bucket_of(i), level_of(i));
+            return reduce(trained_bucket_of(i), level_of(i));
         case Kind::kAccumulate:
-            return accumulate(bucket_of(i), i.micro_batch);
+            return accumulate(trained_bucket_of(i), i.micro_batch);
         case Kind::kNorm:
-            return i.what == "all" ? norm_all(i) : norm(bucket_of(i));
+            return i.what == "all" ? norm_all(i) : norm(trained_bucket_of(i));
         case Kind::kUpdate:
-            return update(bucket_of(i));
+            return update(trained_bucket_of(i));
         case Kind::kFree:
             return {{}, i.writes, 0};
     }
@@ -260,8 +268,7 @@ Operands Layout::norm(std::int64_t bucket) const {
 Operands Layout::norm_all(const Instruction& i) const {
     IE_CHECK(i.level == "all", "level=", i.level, " must be 'all'");
     Operands operands;
-    for (std::int64_t b = 0; b < std::ssize(program_.buckets); ++b)
-        operands.reads.push_back(name_in("norm", b));
+    for (std::int64_t b = 0; b < num_trained_; ++b) operands.reads.push_back(name_in("norm", b));
     for (std::int64_t m = 0; m < program_.micro_batches; ++m) {
         for (const std::string& name : program_.loss) operands.reads.push_back(in_micro_batch(name, m));
     }
@@ -303,6 +310,12 @@ std::int64_t Layout::bucket_of(const Instruction& i) const {
     if (i.what.starts_with("bucket[")) std::from_chars(&i.what[7], i.what.data() + i.what.size(), bucket);
     IE_CHECK(0 <= bucket && bucket < std::ssize(program_.buckets) && i.what == name_in("bucket", bucket),
              "there is no ", i.what);
+    return bucket;
+}
+
+std::int64_t Layout::trained_bucket_of(const Instruction& i) const {
+    const std::int64_t bucket = bucket_of(i);
+    IE_CHECK(bucket < num_trained_, i.what, " is frozen");
     return bucket;
 }
 

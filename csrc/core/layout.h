@@ -10,6 +10,8 @@
 //     norm        norm[b] <- square sum of total[b]; then norm <- all norm[b] and losses, over the world
 //     update      os[b], pshard[b] <- total[b], norm
 //
+// A frozen bucket has pshard and param, and is gathered; nothing else of this happens to it.
+//
 // Where parameters are whole (no P level) param[b] is persistent and takes the place of pshard[b]. Where no
 // level is left for the end, gsum[b] takes the place of total[b]. In mode `fast`, whole gradients (no P or G
 // level) are packed straight into gsum[b]; in mode `ordered` every level is reduced before accumulation.
@@ -82,9 +84,13 @@ class Layout {
     std::int64_t bucket_of(const Instruction& instruction) const;
     std::int64_t level_of(const Instruction& instruction) const;
 
+    // The first buckets are updated; the frozen ones behind them are only gathered.
+    std::int64_t num_trained() const { return num_trained_; }
+
   private:
     std::int64_t count(State last) const;
     std::int64_t num_slices(std::int64_t num_levels) const;
+    std::int64_t trained_bucket_of(const Instruction& instruction) const;
     std::int64_t num_digits() const;  // of the last micro-batch's number, in mode `invariant`
     void check_levels() const;
     void check_names() const;
@@ -103,6 +109,7 @@ class Layout {
     std::int64_t params_;
     std::int64_t grads_;
     std::int64_t shards_;
+    std::int64_t num_trained_;
 };
 
 // "param[3]"

@@ -1,5 +1,6 @@
 #include "core/program.h"
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <map>
@@ -48,6 +49,8 @@ class Line {
         IE_CHECK(place < words_.size(), "line ", number_, ": word ", place + 1, " is missing");
         return words_[place];
     }
+
+    bool has_word(string_view word) const { return std::ranges::count(words_, word) > 0; }
 
     string_view field(string_view key) const {
         for (const auto& [name, value] : fields_) {
@@ -145,7 +148,7 @@ void read_line(Program& program, const Line& line) {
     if (what == "level") {
         program.levels.push_back(read_level(line));
     } else if (what == "bucket") {
-        program.buckets.push_back({line.integer("numel"), line.names("grads")});
+        program.buckets.push_back({line.integer("numel"), line.names("grads"), !line.has_word("frozen")});
     } else if (what == "value") {
         program.values.push_back({name(), line.integer("bytes")});
     } else if (what == "call") {
@@ -210,7 +213,8 @@ std::string print_program(const Program& program) {
     }
     for (std::size_t i = 0; i < program.buckets.size(); ++i) {
         text << "bucket " << i << " numel=" << program.buckets[i].numel
-             << " grads=" << join(program.buckets[i].grads) << '\n';
+             << " grads=" << join(program.buckets[i].grads) << (program.buckets[i].trained ? "" : " frozen")
+             << '\n';
     }
     for (const Value& value : program.values) {
         text << "value " << value.name << " bytes=" << value.bytes << '\n';

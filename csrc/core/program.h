@@ -33,6 +33,7 @@ struct Level {
 struct FlatBucket {
     std::int64_t numel;
     Names grads;
+    bool trained = true;  // else it is only held and gathered
 };
 
 struct Value {

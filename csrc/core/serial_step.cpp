@@ -16,7 +16,7 @@ class SerialStep {
 
     std::vector<Instruction> list() {
         for (std::int64_t m = 0; m < program_.micro_batches; ++m) micro_batch(m);
-        for (std::int64_t b = 0; b < std::ssize(program_.buckets); ++b) refresh(b);  // used by no call
+        for (std::int64_t b = 0; b < layout_.num_trained(); ++b) refresh(b);  // used by no call
         add(Kind::kNorm, "all", kNoMicroBatch, "all");
         for (const std::int64_t b : first_needed_) add(Kind::kUpdate, b);
         return std::move(instructions_);
@@ -42,7 +42,7 @@ class SerialStep {
             for (const std::string& name : program_.calls[c].writes) writer[name] = c;
         }
         std::vector<Indices> complete(program_.calls.size());
-        for (std::int64_t b = 0; b < std::ssize(program_.buckets); ++b) {
+        for (std::int64_t b = 0; b < layout_.num_trained(); ++b) {
             const Names& grads = program_.buckets[b].grads;
             std::size_t last = grads.empty() ? program_.calls.size() - 1 : 0;
             for (const std::string& name : grads) last = std::max(last, writer.at(name));
@@ -60,7 +60,7 @@ class SerialStep {
 
     // Brings last step's updates to all ranks that hold the slice.
     void refresh(std::int64_t b) {
-        if (is_fresh_[b]) return;
+        if (is_fresh_[b] || b >= layout_.num_trained()) return;
         is_fresh_[b] = true;
         first_needed_.push_back(b);
         for (std::int64_t k = layout_.shards() - 1; k >= layout_.params(); --k) {

@@ -64,15 +64,16 @@ Executor::Executor(const std::string& program, Bindings bindings)
     : program_(core::parse_program(program)),
       bindings_(std::move(bindings)),
       board_(bindings_.board, static_cast<int>(program_.world)),
+      num_trained_(
+          static_cast<std::size_t>(std::ranges::count_if(program_.buckets, &core::FlatBucket::trained))),
       memory_(program_, bindings_.buffers),
       totals_(memory_.device()) {
-    const std::size_t num_buckets = program_.buckets.size();
-    IE_CHECK(bindings_.grad_offsets.size() == num_buckets && bindings_.shards.size() == num_buckets,
-             "the Program has ", num_buckets, " buckets, not ", bindings_.grad_offsets.size(), " and ",
+    IE_CHECK(bindings_.grad_offsets.size() == num_trained_ && bindings_.shards.size() == num_trained_,
+             "the Program trains ", num_trained_, " buckets, not ", bindings_.grad_offsets.size(), " and ",
              bindings_.shards.size());
     IE_CHECK(elementSize(bindings_.wire) == static_cast<std::size_t>(program_.wire_bytes),
              "the Program sends gradients of ", program_.wire_bytes, " bytes, not of ", bindings_.wire);
-    for (std::size_t b = 0; b < num_buckets; ++b)
+    for (std::size_t b = 0; b < program_.buckets.size(); ++b)
         param_slots_.push_back(memory_.slot(core::name_in("param", b)));
     Queueing queueing = make_queueing(bindings_.queueing, program_, memory_.device());
     wait_ = std::move(queueing.wait);
@@ -317,7 +318,7 @@ void Executor::norm(const Order& order) {
         if (audit_) audit_->find(order.bucket, states_of(bindings_.shards[order.bucket]));
         return;
     }
-    for (std::size_t i = program_.buckets.size(); i < order.reads.size(); i += 2) {
+    for (std::size_t i = num_trained_; i < order.reads.size(); i += 2) {
         totals_.add(Totals::kLossSum, memory_.read(order.reads[i]));
         totals_.add(Totals::kCount, memory_.read(order.reads[i + 1]));
     }

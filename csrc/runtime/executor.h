@@ -61,9 +61,9 @@ struct BoundCall {
 struct Bindings {
     std::int64_t rank;
     std::unordered_map<std::string, BoundCall> calls;
-    std::vector<std::vector<std::int64_t>> grad_offsets;  // of each bucket's gradients, in elements
+    std::vector<std::vector<std::int64_t>> grad_offsets;  // of each trained bucket's gradients, in elements
     Memory::Tensors buffers;
-    std::vector<Shard> shards;                                   // of each bucket
+    std::vector<Shard> shards;                                   // of each trained bucket
     std::unordered_map<std::string, std::string> groups;         // "near G1" -> name of the process group
     std::unordered_map<std::string, std::vector<Route>> routes;  // of each level; the world has none
     at::ScalarType wire;
@@ -138,6 +138,7 @@ class Executor : public torch::CustomClassHolder {
     core::Program program_;
     Bindings bindings_;
     Board board_;
+    std::size_t num_trained_;  // the first buckets; those of frozen parameters come after them
     Memory memory_;
     Totals totals_;
     std::unordered_map<std::string, std::unique_ptr<Transfers>> transfers_;

@@ -50,6 +50,16 @@ void shards_are_equal_and_aligned() {
     }
 }
 
+void frozen_parameters_come_last_and_apart() {
+    const std::vector<Param> params = {
+        {16, 0, true, false}, {16, 0, true}, {16, 1, true, false}, {16, 1, true}, {16, 2, true, false}};
+    const auto buckets = make_buckets(params, 128, 1);  // two parameters
+    EXPECT(buckets.size() == 3);
+    EXPECT(buckets[0].params == Ints({1, 3}) && buckets[0].trained);
+    EXPECT(buckets[1].params == Ints({2, 4}) && !buckets[1].trained);
+    EXPECT(buckets[2].params == Ints{0} && !buckets[2].trained);
+}
+
 // Any model: each parameter is placed once, aligned, without overlap, in a bucket within the target.
 void every_parameter_has_its_place() {
     std::mt19937 random(1);
@@ -92,6 +102,7 @@ int main() {
     layers_are_merged_from_the_last_one_backwards();
     a_layer_above_the_target_is_split_between_parameters();
     decayed_parameters_come_first_in_a_bucket();
+    frozen_parameters_come_last_and_apart();
     shards_are_equal_and_aligned();
     every_parameter_has_its_place();
     sizes_that_make_no_sense_are_named();

@@ -4,7 +4,7 @@ A stretch is (parameter, flat offset, length): where the ranks and buckets of an
 optimizer states becomes a list of them; snapshot.py copies and load.py fills the tensors behind it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +42,7 @@ class ShardedView:
     """What one rank owns of a training state: all that a checkpoint knows of the engine."""
 
     params: tuple[Param, ...]
+    """The trained ones: what is frozen is as it was."""
     states: tuple[str, ...]
     """Names of the fp32 states; MASTER first. Parameters in the compute dtype follow from it and aren't kept."""
     stretches: tuple[Stretch, ...]
@@ -52,20 +53,23 @@ class ShardedView:
 
 def view_of(state: ShardedState, plan: Plan, rank: int) -> ShardedView:
     """Look at the optimizer states of this rank; nothing is copied."""
+    trained = [index for index, param in enumerate(plan.params) if param.trained]
+    row_of = {index: row for row, index in enumerate(trained)}
     slices = [
         stretch
-        for bucket, shard in zip(plan.buckets, state.shards, strict=True)
-        for stretch in _stretches(bucket, shard, plan, rank)
+        for bucket, shard in zip(plan.trained_buckets, state.shards, strict=True)
+        for stretch in _stretches(bucket, shard, plan, rank, row_of)
     ]
     sizes = plan.sizes
     entry = PlanEntry(
         world=plan.topology.world, param=sizes.param, grad=sizes.grad, optim=sizes.optim, dtype=plan.dtype
     )
     states = (MASTER, *OPTIMIZERS[plan.config.optim.name].states)
-    return ShardedView(plan.params, states, tuple(slices), is_first_replica(rank, plan.levels), entry)
+    params = tuple(plan.params[index] for index in trained)
+    return ShardedView(params, states, tuple(slices), is_first_replica(rank, plan.levels), entry)
 
 
-def _stretches(bucket: Bucket, shard: Shard, plan: Plan, rank: int) -> Iterator[Stretch]:
+def _stretches(bucket: Bucket, shard: Shard, plan: Plan, rank: int, row_of: Mapping[int, int]) -> Iterator[Stretch]:
     """The parts of the bucket's parameters inside this rank's slice; the padding between them is nobody's."""
     begin, length = owned_slice(rank, plan.levels, "OS", bucket.numel)
     for index, offset in zip(bucket.params, bucket.offsets, strict=True):
@@ -73,4 +77,6 @@ def _stretches(bucket: Bucket, shard: Shard, plan: Plan, rank: int) -> Iterator[
         last = min(begin + length, offset + plan.params[index].numel)
         if first < last:
             tensors = (shard.master, *shard.states)
-            yield Stretch(index, first - offset, tuple(t.narrow(0, first - begin, last - first) for t in tensors))
+            yield Stretch(
+                row_of[index], first - offset, tuple(t.narrow(0, first - begin, last - first) for t in tensors)
+            )

@@ -1,4 +1,4 @@
-"""config: the keys of `model` and `data`, what is trained on what. schema makes one list of them and the rest."""
+"""config: the keys of `model`, `lora` and `data`, what is trained on what. schema makes one list of all."""
 
 from typing import Annotated, Literal
 
@@ -85,6 +85,23 @@ class ModelConfig(Section):
         return self.hidden // self.heads
 
 
+Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+"""Projections of a layer, as Llama's and peft's users call them."""
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (LoRA, arXiv:2106.09685) beside a model that stays as it is."""
+
+    rank: NonNegative = 0
+    """Rows of A and columns of B; 0: no adapters, the model itself is trained."""
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    """An adapter adds alpha / rank * B A x to its projection."""
+    targets: Annotated[tuple[Target, ...], Field(strict=False, min_length=1)] = ("q_proj", "v_proj")
+    """Projections with an adapter, in every layer."""
+    init: str | None = None
+    """Adapters to begin with: a folder in peft's format, such as a LoRA run's `final`; null: A random, B zero."""
+
+
 class DataConfig(Section):
     """What is trained on, and how it is cut into micro-batches."""
 
@@ -96,11 +113,11 @@ class DataConfig(Section):
     valid: str | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
     """Held-out corpus, named like train ('python-stdlib-heldout' belongs to 'python-stdlib'); null: no validation."""
     tokenizer: str | None = None
-    """'train' (a sentencepiece BPE of model.vocab pieces, trained on the corpus) or the path of a .model file;
-    null: train on token files or random tokens only."""
+    """'train' (a sentencepiece BPE of model.vocab pieces, trained on the corpus) or the path of a .model file or of a
+    tokenizer.json (extra [hf]); null: train on token files or random tokens only."""
     text_key: str = "text"
     """Key of the text in each line of a JSONL file or row of a parquet file."""
-    chat: Literal["internlm", "internlm2"] | None = None
+    chat: Literal["internlm", "internlm2", "chatml"] | None = None
     """Template for records with 'messages' or 'instruction' and 'output', of which only answers are counted in the
     loss; null: all records are texts."""
     seq_len: Annotated[int, Field(ge=2)] = 2048

@@ -1,13 +1,13 @@
 """config: the one list of keys, typed and frozen. What the user asked, and nothing derived from it.
 
-A key stands here only together with the code that obeys it. `model` and `data` are in inputs.
+A key stands here only together with the code that obeys it. `model`, `lora` and `data` are in inputs.
 """
 
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from internevo_engine.config.inputs import DataConfig, Fraction, ModelConfig, NonNegative, Positive, Section
+from internevo_engine.config.inputs import DataConfig, Fraction, LoraConfig, ModelConfig, NonNegative, Positive, Section
 
 FREE_KEYS = (
     "zero.",
@@ -169,6 +169,9 @@ class RunConfig(Section):
     """Optimizer updates."""
     seed: NonNegative = 1024
     """Seed of initialization and data order."""
+    init: str | None = None
+    """Weights to begin with: an engine folder, a run, or anything that `convert engine` reads (a Hugging Face folder, a
+    GGUF file); null: random ones, drawn from seed."""
     log_every: Positive = 1
     """Steps between two lines in the log; metrics.jsonl gets every step."""
     world_invariant: bool = False
@@ -223,6 +226,7 @@ class Config(Section):
     """A whole configuration, as read from YAML and overrides."""
 
     model: ModelConfig
+    lora: LoraConfig = LoraConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     zero: ZeroConfig = ZeroConfig()

@@ -33,19 +33,23 @@ class Frame:
 
 
 START, END = Mark("<|im_start|>"), Mark("<|im_end|>")
+CHATML: Mapping[Role, Frame] = {
+    "system": Frame((START, "system\n"), (END,)),
+    "user": Frame((START, "user\n"), (END,)),
+    "assistant": Frame((START, "assistant\n"), (END,)),
+}
 TEMPLATES: Mapping[str, Mapping[Role, Frame]] = {
     "internlm": {
         "system": Frame(("<|System|>:",), ()),
         "user": Frame(("<|User|>:",), (Mark("<eoh>"),)),
         "assistant": Frame(("<|Bot|>:",), (Mark("<eoa>"),)),
     },
-    "internlm2": {
-        "system": Frame((START, "system\n"), (END,)),
-        "user": Frame((START, "user\n"), (END,)),
-        "assistant": Frame((START, "assistant\n"), (END,)),
-    },
+    "internlm2": CHATML,
+    "chatml": CHATML,
 }
-"""By the value of data.chat. InternLM3 uses the second, too."""
+"""By the value of data.chat. InternLM3 uses the second, too; chatml stands in no bos and eos, as SmolLM2 and Qwen."""
+BARE = frozenset({"chatml"})
+"""Templates without bos before and eos behind the turns."""
 
 SPELLED_MARK = re.compile(r"(?<=<)(?=\|im_start\|>|\|im_end\|>|eoh>|eoa>)")
 """Behind the first character of a mark."""
@@ -62,7 +66,7 @@ Segment = tuple[str, bool]
 
 
 def encode_dialogue(document: Document, template: str, tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
-    """bos, the turns, eos; int64, complemented where not counted.
+    """bos, the turns, eos (or the turns alone); int64, complemented where not counted.
 
     Raises:
         DataError: the tokenizer has no piece for a mark of the template.
@@ -70,11 +74,12 @@ def encode_dialogue(document: Document, template: str, tokenizer: Tokenizer) -> 
     segments = (segment for turn in document.turns for segment in _segments(turn, TEMPLATES[template]))
     runs = _encode_segments(segments, tokenizer)
     tokens = [token if counted else ~token for ids, counted in runs for token in ids]
-    return np.array([~tokenizer.bos_id, *tokens, ~tokenizer.eos_id], np.int64)
+    around = ([], []) if template in BARE else ([~tokenizer.bos_id], [~tokenizer.eos_id])
+    return np.array([*around[0], *tokens, *around[1]], np.int64)
 
 
 def encode_prompt(turns: Sequence[Turn], template: str, tokenizer: Tokenizer) -> list[int]:
-    """bos, the turns, and what stands before the words of the next answer: token for token what training saw.
+    """bos (unless BARE), the turns, and what stands before the words of the next answer: token for token what training saw.
 
     Raises:
         DataError: the tokenizer has no piece for a mark of the template.
@@ -82,7 +87,8 @@ def encode_prompt(turns: Sequence[Turn], template: str, tokenizer: Tokenizer) ->
     frames = TEMPLATES[template]
     said = (segment for turn in turns for segment in _segments(turn, frames))
     segments = chain(said, ((part, False) for part in frames["assistant"].before))
-    return [tokenizer.bos_id, *(token for ids, _ in _encode_segments(segments, tokenizer) for token in ids)]
+    bos = [] if template in BARE else [tokenizer.bos_id]
+    return [*bos, *(token for ids, _ in _encode_segments(segments, tokenizer) for token in ids)]
 
 
 def marks_of(template: str) -> list[str]:

@@ -1,5 +1,7 @@
 """data: from text to token ids and back, with sentencepiece. Between corpora (text) and formats (token files).
 
+Models from elsewhere may bring a tokenizer.json instead, which data/tokenizer_json.py makes look like sentencepiece.
+
 A tokenizer that we train is lossless: decode(encode(text)) == text. One exception is sentencepiece's own: the character
 U+2581, its mark for a space, comes back as a space.
 """
@@ -20,6 +22,7 @@ import numpy.typing as npt
 import sentencepiece
 
 from internevo_engine.data.records import Document
+from internevo_engine.data.tokenizer_json import JsonProcessor
 from internevo_engine.errors import DataError, StorageError
 
 TRAINER_SETTINGS: dict[str, Any] = {
@@ -60,10 +63,13 @@ _TRAINER_LIMITS = (
 )
 
 
-class Tokenizer:
-    """A sentencepiece model and where it came from."""
+Processor = sentencepiece.SentencePieceProcessor | JsonProcessor
 
-    def __init__(self, path: Path, processor: sentencepiece.SentencePieceProcessor, sha256: str) -> None:
+
+class Tokenizer:
+    """A tokenizer and the file it came from."""
+
+    def __init__(self, path: Path, processor: Processor, sha256: str) -> None:
         self.path = path
         self.sha256 = sha256
         self.num_pieces: int = processor.get_piece_size()
@@ -94,10 +100,10 @@ class Tokenizer:
 
 
 def load_tokenizer(path: Path, vocab: int) -> Tokenizer:
-    """Load the sentencepiece model at `path` for a model of `vocab` embedding rows.
+    """Load the sentencepiece model or tokenizer.json at `path` for a model of `vocab` embedding rows.
 
     Raises:
-        DataError: no such file, not a sentencepiece model, no bos or eos piece, or more pieces than `vocab`.
+        DataError: no such file, not a tokenizer, no bos or eos piece, or more pieces than `vocab`.
     """
     try:
         raw = path.read_bytes()
@@ -105,13 +111,7 @@ def load_tokenizer(path: Path, vocab: int) -> Tokenizer:
         raise DataError(
             f"data.tokenizer={path}: {error.strerror}; give a sentencepiece .model file, or 'train'"
         ) from error
-    processor = sentencepiece.SentencePieceProcessor()
-    try:
-        processor.load_from_serialized_proto(raw)
-    except RuntimeError as error:
-        raise DataError(
-            f"data.tokenizer={path} is not a sentencepiece model ({len(raw)} bytes); give a .model file, or 'train'"
-        ) from error
+    processor = JsonProcessor(path, raw) if path.suffix == ".json" else _sentencepiece(path, raw)
     tokenizer = Tokenizer(path, processor, hashlib.sha256(raw).hexdigest())
     if tokenizer.num_pieces > vocab:
         raise DataError(
@@ -123,6 +123,17 @@ def load_tokenizer(path: Path, vocab: int) -> Tokenizer:
             f"data.tokenizer={path} has no bos or no eos piece, which separate documents; give another data.tokenizer"
         )
     return tokenizer
+
+
+def _sentencepiece(path: Path, raw: bytes) -> sentencepiece.SentencePieceProcessor:
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        processor.load_from_serialized_proto(raw)
+    except RuntimeError as error:
+        raise DataError(
+            f"data.tokenizer={path} is not a sentencepiece model ({len(raw)} bytes); give a .model file, or 'train'"
+        ) from error
+    return processor
 
 
 def train_tokenizer(documents: Iterable[Document], vocab: int, path: Path, marks: Sequence[str] = ()) -> None:

@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Node, map_arg
 
 from internevo_engine.graph.cost import bytes_moved, flops
 from internevo_engine.graph.extract import is_result
+from internevo_engine.graph.module import placed
 from internevo_engine.graph.opaque import LAYER, LAYER_BACKWARD
 from internevo_engine.graph.sections import Draft, Key
 from internevo_engine.graph.step_graph import Call, Region, StepGraph, Value
@@ -35,7 +36,7 @@ def assemble(step: Step, drafts: Sequence[Draft], model: nn.Module) -> StepGraph
     return StepGraph(
         calls=tuple(calls),
         values=_values(names, calls),
-        parameters=tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad),
+        parameters=tuple(placed(model)),
         gradients={name: names[node] for name, node in step.gradients.items()},
         constants={name: _state(model, name) for name in step.constants},
         batch=step.layout,

@@ -19,7 +19,7 @@ DEVICES = ("cpu", "cuda")
 
 
 def parameter_table(model: nn.Module) -> tuple[Param, ...]:
-    """Trained parameters, shared ones once, in the order of definition.
+    """Parameters that live in flat buffers, shared ones once, in the order of definition.
 
     A repeated layer is a layer, and so is what stands before, between and after them; in a model that repeats nothing,
     each module with parameters of its own.
@@ -31,12 +31,11 @@ def parameter_table(model: nn.Module) -> tuple[Param, ...]:
         if (type(module) in classes if classes else any(True for _ in module.parameters(recurse=False)))
     }
     table, number, last = list[Param](), 0, None
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            layer = _layer_of(name, layers)
-            number += last not in (None, layer)
-            last = layer
-            table.append(Param(name, tuple(parameter.shape), number))
+    for name, parameter in placed(model).items():
+        layer = _layer_of(name, layers)
+        number += last not in (None, layer)
+        last = layer
+        table.append(Param(name, tuple(parameter.shape), number, parameter.requires_grad))
     return tuple(table)
 
 
@@ -47,14 +46,20 @@ def _layer_of(parameter: str, layers: Set[str]) -> str:
     return next((prefix for prefix in prefixes if prefix in layers), "")
 
 
-def trained(model: nn.Module) -> tuple[nn.Parameter, ...]:
-    """In the order of `parameter_table`."""
-    return tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
+def placed(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that live in flat buffers, by name: trained ones, and frozen ones of their dtype and device."""
+    kinds = {(p.device, p.dtype) for p in model.parameters() if p.requires_grad}
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad or (parameter.device, parameter.dtype) in kinds
+    }
 
 
-def untrained(model: nn.Module) -> Iterator[Tensor]:
-    """Frozen parameters and buffers."""
-    return chain((p for p in model.parameters() if not p.requires_grad), model.buffers())
+def unplaced(model: nn.Module) -> Iterator[Tensor]:
+    """The module's own: frozen parameters of another dtype, and buffers."""
+    names = placed(model)
+    return chain((p for name, p in model.named_parameters() if name not in names), model.buffers())
 
 
 def device_and_dtype(model: nn.Module) -> tuple[torch.device, str]:

@@ -75,11 +75,11 @@ class StepGraph:
     """In an order that can be executed: forward, loss, backward."""
     values: Mapping[str, Value]
     parameters: tuple[str, ...]
-    """Trained parameters in the order of named_parameters; also those that the loss doesn't use."""
+    """Those in flat buffers, in the order of named_parameters; also such as the loss doesn't use."""
     gradients: Mapping[str, str]
-    """Parameter -> the value that is its gradient; parameters that the loss doesn't use are missing."""
+    """Parameter -> the value that is its gradient; frozen ones, and such as the loss doesn't use, are missing."""
     constants: Mapping[str, Tensor]
-    """Buffers and frozen parameters: the model's own tensors."""
+    """Buffers, and frozen parameters of another dtype: the model's own tensors."""
     batch: BatchLayout
     batch_values: tuple[str, ...]
     """Values that the batch's tensors are, in the order of `batch.names`."""

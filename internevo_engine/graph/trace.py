@@ -17,6 +17,7 @@ from internevo_engine.graph.batch import BatchLayout, describe
 from internevo_engine.graph.joint import HINT, OWN, CaptureError, JointGraph, trace_joint
 from internevo_engine.graph.layers import marked, repeated_classes
 from internevo_engine.graph.loss import LossFunction, loss_and_count
+from internevo_engine.graph.module import placed
 from internevo_engine.graph.opaque import hide_layers
 
 TRACING = {
@@ -33,9 +34,9 @@ class Step:
 
     module: GraphModule
     parameters: Mapping[str, Node]
-    """Trained parameters that the loss uses, in the order of named_parameters."""
+    """Parameters in flat buffers that the loss uses, in the order of named_parameters."""
     constants: Mapping[str, Node]
-    """Buffers and frozen parameters."""
+    """Buffers, and frozen parameters that live elsewhere."""
     batch: Mapping[str, Node]
     loss: Node
     """The sum over valid tokens, 0-dim."""
@@ -145,11 +146,11 @@ def _named(joint: JointGraph, model: nn.Module, layers: Mapping[str, JointGraph]
         {key.removeprefix(f"{OWN}."): node for key, node in nodes.items() if isinstance(key, str)}
         for nodes in (joint.inputs, joint.gradients)
     )
-    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    names = placed(model)
     return Step(
         module=joint.module,
-        parameters={name: inputs[name] for name in trained if name in inputs},
-        constants={name: node for name, node in inputs.items() if name not in trained},
+        parameters={name: inputs[name] for name in names if name in inputs},
+        constants={name: node for name, node in inputs.items() if name not in names},
         batch={name: joint.inputs[index] for index, name in enumerate(layout.names)},
         loss=joint.outputs[0],
         count=joint.outputs[1],

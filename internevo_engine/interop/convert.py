@@ -37,7 +37,7 @@ def convert(arguments: Sequence[str]) -> int:
 
 
 def _to_hf(source: Path, target: Path, asked: argparse.Namespace) -> None:
-    num_params = export(source, target, tokenizer=asked.tokenizer)
+    num_params = export(source, target, tokenizer=asked.tokenizer, adapters=asked.adapters)
     print(f"wrote {target}, {format_count(num_params)} parameters; to use it:")
     code = f'from transformers import pipeline; print(pipeline("text-generation", {json.dumps(str(target))})("Once"))'
     print(NEXT.format(code=shlex.quote(code), path=shlex.quote(str(target))))
@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--src_folder", type=Path, metavar="SOURCE", help="the same, as InternEvo's tools call it")
         verb.add_argument("--tgt_folder", type=Path, metavar="TARGET", help="the same, as InternEvo's tools call it")
         verb.add_argument("--tokenizer", type=Path, metavar="FILE", help="a sentencepiece .model file to use")
+    hf.add_argument("--adapters", type=Path, metavar="FOLDER", help="adapters in peft's format, to be merged in")
     engine.add_argument("--config", metavar="YAML", help="what an InternEvo checkpoint holds: configs/7B.yaml, say")
     engine.add_argument("--qk_interleaved", action="store_true", help="trained with model.qk_interleaved=True")
     engine.add_argument("--w2", choices=("up", "down"), help="what w2 does, where its shape doesn't tell")

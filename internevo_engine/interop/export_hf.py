@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from internevo_engine.errors import DataError
-from internevo_engine.interop.engine_folder import EngineFolder, open_engine
+from internevo_engine.interop.engine_folder import EngineFolder, open_engine, with_adapters
 from internevo_engine.interop.folder import SHARD_BYTES, published, write_json, write_weights
 from internevo_engine.interop.hf_config import config_json
 from internevo_engine.interop.hf_files import SENTENCEPIECE, build, carry, write_card
@@ -20,18 +20,28 @@ from internevo_engine.interop.tensors import read_json
 from internevo_engine.models.families import architecture, parameters
 
 
-def export(source: Path, target: Path, *, tokenizer: Path | None = None, shard_bytes: int = SHARD_BYTES) -> int:
+def export(
+    source: Path,
+    target: Path,
+    *,
+    tokenizer: Path | None = None,
+    adapters: Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> int:
     """Write `target` whole or not at all; returns the number of parameters.
 
     Args:
         source: a run or an engine folder.
         tokenizer: a sentencepiece model that replaces the folder's.
+        adapters: a folder of peft's, to be merged in; those of a LoRA run are in any case.
 
     Raises:
         DataError: the source can't be used, or no tokenizer goes with it.
         StorageError: `target` is there already or can't be written.
     """
     engine = open_engine(source)
+    if adapters is not None:
+        engine = with_adapters(engine, adapters)
     model, arch = engine.config.model, architecture(engine.config.model)
     seq_len = engine.config.data.seq_len
     with engine.tensors, published(target) as partial:

@@ -40,6 +40,13 @@ class Tensors(Protocol):
     def read(self, name: str) -> Tensor: ...
 
 
+class OpenTensors(Tensors, Protocol):
+    """To be closed: `with` does."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *error: object) -> None: ...
+
+
 class SafetensorsFiles:
     """The tensors of some .safetensors files."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from internevo_engine.config.schema import ModelConfig
+from internevo_engine.config.inputs import LoraConfig, ModelConfig
 from internevo_engine.engine import StepResult
 from internevo_engine.models.flops import internevo_flops_per_token, model_flops
 
@@ -50,6 +50,7 @@ class Meter:
     """The fixed facts of a run from which rates follow."""
 
     model: ModelConfig
+    lora: LoraConfig
     seq_len: int
     world: int
     device_name: str
@@ -76,7 +77,7 @@ class Meter:
             skipped: batches left out since the start.
         """
         local_tokens = step_tokens // self.world
-        tflops = model_flops(self.model, local_tokens, squared_lengths) / seconds / 1e12
+        tflops = model_flops(self.model, local_tokens, squared_lengths, self.lora) / seconds / 1e12
         internevo = internevo_flops_per_token(self.model, self.seq_len) * local_tokens / seconds / 1e12
         peak = next((value for name, value in PEAK_TFLOPS.items() if name in self.device_name), None)
         return StepMetrics(

@@ -16,6 +16,7 @@ from internevo_engine.config.load import dump_config
 from internevo_engine.config.schema import Config
 from internevo_engine.data.tokenizers import Tokenizer
 from internevo_engine.faults import ARMED
+from internevo_engine.interop.adapters import Base
 from internevo_engine.loop.evaluate import Score, Validation
 from internevo_engine.loop.final import write_final
 from internevo_engine.loop.fingerprint import FILE, Fingerprint, fingerprint
@@ -166,10 +167,10 @@ class Recorder:
         for kind, score in result.types.items() if len(result.types) > 1 else ():
             self.say(f"  {kind}: {_as_text(score)}")
 
-    def write_final(self, model: torch.nn.Module, tokenizer: Tokenizer | None) -> None:
+    def write_final(self, model: torch.nn.Module, tokenizer: Tokenizer | None, base: Base | None) -> None:
         """RUN/final: the weights as they are now."""
         if self._folder is not None:
-            write_final(self.path, model, tokenizer)
+            write_final(self.path, model, tokenizer, base)
 
     def draw(self) -> None:
         """RUN/loss.png from the records so far."""

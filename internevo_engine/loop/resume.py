@@ -19,6 +19,7 @@ from internevo_engine.data.packing import MicroBatch
 from internevo_engine.data.prepare import Prepared
 from internevo_engine.engine import Engine
 from internevo_engine.errors import CheckpointError, ConfigError, DataError
+from internevo_engine.interop.adapters import Base
 from internevo_engine.loop.numbers import Numbers, Skip
 from internevo_engine.loop.recorder import Recorder
 from internevo_engine.plan.plan import Plan
@@ -37,6 +38,8 @@ class Progress:
     tokens: int = 0
     """Valid tokens consumed."""
     numbers: Numbers = field(default_factory=Numbers)
+    base: Base | None = None
+    """The frozen weights beside which a LoRA run's adapters stand."""
 
 
 class Cursor(BaseModel):
@@ -56,6 +59,8 @@ class Cursor(BaseModel):
     """Of each entry of data.train."""
     numbers: Numbers = Numbers()
     """With the step, which batch comes next, and what a spike is."""
+    base_sha256: str | None = None
+    """Of the frozen weights beside which a LoRA run's adapters stand; the checkpoint doesn't hold them."""
 
     @classmethod
     def of(cls, config: Config, plan: Plan, data: Prepared, progress: Progress) -> "Cursor":
@@ -65,6 +70,7 @@ class Cursor(BaseModel):
             tokens=progress.tokens,
             data_sha256=dict(data.digests),
             numbers=progress.numbers,
+            base_sha256=progress.base.sha256 if progress.base else None,
         )
 
     def as_extra(self) -> dict[str, JsonValue]:
@@ -75,6 +81,7 @@ def resume(
     config: Config,
     engine: Engine[MicroBatch],
     data: Prepared,
+    base: Base | None,
     storage: Storage,
     communicator: Communicator,
     recorder: Recorder,
@@ -92,14 +99,15 @@ def resume(
             raise ConfigError(
                 f"{storage.url} holds the checkpoints of an earlier run; choose another checkpoint.dir=..."
             )
-        return Progress(run_id)
-    return go_back(config, engine, data, storage, communicator, recorder, run_id)
+        return Progress(run_id, base=base)
+    return go_back(config, engine, data, base, storage, communicator, recorder, run_id)
 
 
 def go_back(
     config: Config,
     engine: Engine[MicroBatch],
     data: Prepared,
+    base: Base | None,
     storage: Storage,
     communicator: Communicator,
     recorder: Recorder,
@@ -109,14 +117,14 @@ def go_back(
 
     Raises: as `resume`.
     """
-    manifest = engine.load(
-        storage.url, accept=partial(accept, config=config, plan=engine.plan, data=data, run_id=run_id)
-    )
+    same_run = partial(accept, config=config, plan=engine.plan, data=data, base=base, run_id=run_id)
+    manifest = engine.load(storage.url, accept=same_run)
     recorder.go_on_from(manifest.step)
     cursor = cursor_of(manifest)
     recorded = communicator.agree("skips", _SKIPS.dump_json(recorder.skips()).decode())[0]
     skips = max(cursor.numbers.skips, _SKIPS.validate_json(recorded), key=len)  # the run folder may be lost
-    return Progress(manifest.run_id, manifest.step, cursor.tokens, cursor.numbers.model_copy(update={"skips": skips}))
+    numbers = cursor.numbers.model_copy(update={"skips": skips})
+    return Progress(manifest.run_id, manifest.step, cursor.tokens, numbers, base)
 
 
 def check_settings(storage: Storage, config: Config, plan: Plan) -> None:
@@ -142,7 +150,7 @@ def cursor_of(manifest: Manifest) -> Cursor:
         ) from None
 
 
-def accept(manifest: Manifest, config: Config, plan: Plan, data: Prepared, run_id: str) -> None:
+def accept(manifest: Manifest, config: Config, plan: Plan, data: Prepared, base: Base | None, run_id: str) -> None:
     """Raises ConfigError or DataError where going on would not be the same run."""
     if run_id not in ("None", manifest.run_id):
         raise ConfigError(
@@ -150,6 +158,7 @@ def accept(manifest: Manifest, config: Config, plan: Plan, data: Prepared, run_i
             "choose another run.dir or checkpoint.dir"
         )
     _check_settings(manifest, config, plan)
+    _check_base(cursor_of(manifest).base_sha256, base)
     _check_data(cursor_of(manifest).data_sha256, data.digests, config.checkpoint.changed_data)
 
 
@@ -180,6 +189,14 @@ def settings_differences(old: Cursor, old_dtype: str, new: Config, plan: Plan) -
             f"{new.data.grad_accum} x {plan.topology.world} = {plan.micro_batches_per_step}"
         )
     return differences
+
+
+def _check_base(old: str | None, base: Base | None) -> None:
+    if base is not None and base.sha256 != old:
+        raise DataError(
+            f"run.init={base.path} has SHA-256 {base.sha256}, the checkpoint's adapters were trained beside {old}; "
+            "bring the old weights back"
+        )
 
 
 def _check_data(old: Mapping[str, str], new: Mapping[str, str], allowed: tuple[str, ...]) -> None:

@@ -118,7 +118,7 @@ class RunFolder:
 
 def is_of_job(folder: Path, job: str) -> bool:
     """Whether an earlier attempt of this very command has claimed the folder."""
-    return job != "" and _read_state(folder).get("job") == job
+    return job != "" and read_state(folder).get("job") == job
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -20,10 +20,12 @@ from internevo_engine.checkpoint.view import view_of
 from internevo_engine.config.schema import Config
 from internevo_engine.data.loader import Loader
 from internevo_engine.data.packing import MicroBatch
-from internevo_engine.data.prepare import Prepared, prepare
+from internevo_engine.data.prepare import Prepared
 from internevo_engine.engine import Engine
 from internevo_engine.errors import MemoryNeededError, NumbersError
 from internevo_engine.faults import fault, plan_of_faults
+from internevo_engine.interop.adapters import Base
+from internevo_engine.loop.begin import build_engine, build_model, frozen_base, prepare_data, use_device
 from internevo_engine.loop.evaluate import validate
 from internevo_engine.loop.guard import Guard
 from internevo_engine.loop.metrics import Meter
@@ -33,16 +35,12 @@ from internevo_engine.loop.resume import Cursor, Progress, check_settings, go_ba
 from internevo_engine.loop.run_folder import folder_of, is_of_job
 from internevo_engine.loop.stop import StopRequest, stop_on_request
 from internevo_engine.models.families import parameters
-from internevo_engine.models.initialize import TORCH_DTYPES, build
-from internevo_engine.models.loss import token_loss
-from internevo_engine.plan.plan import Plan, check_memory, make_plan
-from internevo_engine.program import Mode
+from internevo_engine.plan.plan import check_memory, make_plan
 from internevo_engine.runtime.communicator import Communicator, joined
 from internevo_engine.runtime.extension import arm_faults, faults_in_step
 from internevo_engine.runtime.launch import ALONE, Place
-from internevo_engine.runtime.machine import Device, Machine, choose_device, local_topology, probe_machine
+from internevo_engine.runtime.machine import choose_device, local_topology, probe_machine
 from internevo_engine.runtime.watch import Watch, watched
-from internevo_engine.units import format_count
 
 
 @dataclass(frozen=True)
@@ -63,9 +61,9 @@ def train(config: Config, place: Place = ALONE, command: Sequence[str] = ()) -> 
     machine = probe_machine()
     device = choose_device(config.launch.device, machine)
     topology = local_topology(device, machine, world=place.world, local_world=place.local_world)
-    plan = make_plan(config, parameters(config.model), topology)
+    plan = make_plan(config, parameters(config.model, config.lora), topology)
     check_memory(config, plan)
-    torch_device = _use_device(device, place, machine, plan.mode)
+    torch_device = use_device(device, place, machine, plan.mode)
     storage = open_storage(config.checkpoint.dir or str(folder_of(config) / "checkpoints"))
     is_restart = is_of_job(folder_of(config), place.job)
     goes_on = (is_restart or config.checkpoint.resume == "auto") and bool(storage.steps())
@@ -76,61 +74,28 @@ def train(config: Config, place: Place = ALONE, command: Sequence[str] = ()) -> 
         recorder = Recorder(config, plan, rank=place.rank, command=command, goes_on=goes_on, job=place.job)
         with recorder.state(), stop_on_request(recorder.stop_file) as stop:
             communicator = Communicator(place, torch_device, ())
-            data = _prepare_data(config, communicator, recorder)
+            data = prepare_data(config, communicator, recorder)
             if faults := plan_of_faults(os.environ, allowed=config.run.allow_faults):
                 arm_faults(faults, seed=config.run.seed, rank=place.rank, log=recorder.faults_armed(faults))
+            base = frozen_base(config, communicator)
             watch.enter("compile")
-            engine = _build_engine(config, plan, data, place, torch_device, recorder)
+            model = build_model(config, plan, place, torch_device, recorder)
+            engine = build_engine(config, data, model, place, recorder)
             recorder.keep_program(engine.program)
             watch.enter("load")
-            progress = resume(config, engine, data, storage, communicator, recorder)
+            progress = resume(config, engine, data, base, storage, communicator, recorder)
             saver = _saver(config, engine, storage, communicator, recorder, progress)
             if config.run.bad_step == "rewind" and progress.loaded_step is None:
                 saver.save(0, Cursor.of(config, plan, data, progress).as_extra())
-            back = partial(go_back, config, engine, data, storage, communicator, recorder, progress.run_id)
+            back = partial(go_back, config, engine, data, base, storage, communicator, recorder, progress.run_id)
             watch.enter("loop")
             arguments = (config, engine, data, communicator, recorder, saver, stop, progress, back, watch)
             progress, interrupted = _steps(*arguments)
             watch.enter("save")
             saver.save(engine.num_steps_done, Cursor.of(config, plan, data, progress).as_extra())
             watch.enter("end")
-            _end(config, engine, data, communicator, recorder, interrupted=interrupted)
+            _end(config, engine, data, base, communicator, recorder, interrupted=interrupted)
     return TrainResult(engine.num_steps_done, interrupted, recorder.path)
-
-
-def _use_device(device: Device, place: Place, machine: Machine, mode: Mode) -> torch.device:
-    if device.name == "cuda":
-        torch.cuda.set_device(place.local_rank)
-        return torch.device("cuda", place.local_rank)
-    # A matrix product's bits depend on how many threads share it, and that must not depend on the number of ranks.
-    torch.set_num_threads(1 if mode == "invariant" else max(1, machine.num_cpus // place.local_world))
-    return torch.device("cpu")
-
-
-def _prepare_data(config: Config, communicator: Communicator, recorder: Recorder) -> Prepared:
-    if config.data.train == "random":
-        recorder.say("training on random tokens: no corpus was given (data.train=path/to/text trains on yours)")
-    cache = Path(config.data.cache) if config.data.cache else recorder.path.parent / "tokens"
-    with communicator.rank_0_first("data"):
-        return prepare(config, cache, recorder.say)
-
-
-def _build_engine(
-    config: Config, plan: Plan, data: Prepared, place: Place, device: torch.device, recorder: Recorder
-) -> Engine[MicroBatch]:
-    """An engine like anybody's; from the model it makes the plan that was printed."""
-    recorder.say(
-        f"{config.model.family}, {format_count(plan.num_params)} parameters in {plan.dtype}, on "
-        f"{place.world} x {device.type}, {config.step_tokens(place.world):,} tokens a step, {config.run.steps} steps"
-    )
-    return Engine(
-        build(config.model, config.data.seq_len, TORCH_DTYPES[plan.dtype], device, config.run.seed),
-        token_loss,
-        **dict(config.step),
-        example=data.train.micro_batch(0, 0, 1),
-        place=place,
-        say=recorder.say,
-    )
 
 
 def _saver(
@@ -166,7 +131,7 @@ def _steps(
         back: goes on from the newest checkpoint.
     """
     world = communicator.world
-    meter = Meter(config.model, config.data.seq_len, world, _device_name(communicator.device))
+    meter = Meter(config.model, config.lora, config.data.seq_len, world, _device_name(communicator.device))
     loader = Loader(data.train, communicator.rank, world, config.data.grad_accum)
     guard = Guard(config, engine, communicator)
     with loader, recorder.progress() as bar:
@@ -252,6 +217,7 @@ def _end(
     config: Config,
     engine: Engine[MicroBatch],
     data: Prepared,
+    base: Base | None,
     communicator: Communicator,
     recorder: Recorder,
     *,
@@ -259,7 +225,7 @@ def _end(
 ) -> None:
     """The checkpoint is published. The weights first: nothing that comes later can lose them."""
     with engine.whole_parameters():
-        recorder.write_final(engine.model, data.tokenizer)
+        recorder.write_final(engine.model, data.tokenizer, base)
     if interrupted:
         recorder.draw()
         recorder.take_stop_file()

@@ -5,10 +5,12 @@ hands the planner every name and shape. models/decoder.py builds the same parame
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from internevo_engine.config.schema import ModelConfig
+from internevo_engine.config.inputs import LoraConfig, ModelConfig, Target
 from internevo_engine.plan.params import Param
+
+NO_ADAPTERS = LoraConfig()
 
 
 @dataclass(frozen=True)
@@ -98,27 +100,62 @@ def architecture(model: ModelConfig) -> Architecture:
     )
 
 
-def parameters(model: ModelConfig) -> tuple[Param, ...]:
-    """Every trained parameter in forward order; equal to `Decoder(model, ...).named_parameters()`."""
+def parameters(model: ModelConfig, lora: LoraConfig = NO_ADAPTERS) -> tuple[Param, ...]:
+    """Every parameter in forward order; equal to `named_parameters()` of the Decoder, adapters included.
+
+    Where there are adapters, they alone are trained.
+    """
     arch = architecture(model)
     last = arch.layers + 1
-    return (
+    table = (
         Param("embedding.weight", (arch.vocab, arch.hidden), 0),
-        *(Param(f"layers.{i}.{name}", shape, i + 1) for i in range(arch.layers) for name, shape in _layer_shapes(arch)),
+        *(
+            Param(f"layers.{i}.{name}", shape, i + 1)
+            for i in range(arch.layers)
+            for name, shape in _layer_shapes(arch, lora)
+        ),
         Param("norm.weight", (arch.hidden,), last),
         *(() if arch.tie_embeddings else (Param("head.weight", (arch.vocab, arch.hidden), last),)),
     )
+    return tuple(replace(param, trained=is_adapter(param.name)) for param in table) if lora.rank else table
 
 
-def _layer_shapes(arch: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:
-    hidden, ffn = arch.hidden, arch.ffn
-    yield "attention_norm.weight", (hidden,)
-    yield "attention.wqkv.weight", (arch.qkv_rows, hidden)
-    if arch.qkv_bias:
-        yield "attention.wqkv.bias", (arch.qkv_rows,)
-    yield "attention.wo.weight", (hidden, hidden)
-    if arch.o_bias:
-        yield "attention.wo.bias", (hidden,)
-    yield "ffn_norm.weight", (hidden,)
-    yield "feed_forward.w13.weight", (2 * ffn, hidden)
-    yield "feed_forward.w2.weight", (hidden, ffn)
+def is_adapter(name: str) -> bool:
+    """Whether a parameter is half of an adapter, not one of the model's own."""
+    return name.endswith((".lora_A", ".lora_B"))
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear map of a layer, of one part or of several in one matrix."""
+
+    columns: int
+    parts: Mapping[Target, int]
+    """Rows of each part, in order."""
+    bias: bool = False
+
+
+def projections(arch: Architecture) -> Mapping[str, Projection]:
+    """Those of a layer, by the names of their modules."""
+    hidden, queries, keys = arch.hidden, arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
+    return {
+        "attention.wqkv": Projection(hidden, {"q_proj": queries, "k_proj": keys, "v_proj": keys}, arch.qkv_bias),
+        "attention.wo": Projection(hidden, {"o_proj": hidden}, arch.o_bias),
+        "feed_forward.w13": Projection(hidden, {"gate_proj": arch.ffn, "up_proj": arch.ffn}),
+        "feed_forward.w2": Projection(arch.ffn, {"down_proj": hidden}),
+    }
+
+
+def _layer_shapes(arch: Architecture, lora: LoraConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    norms = {"attention.wqkv": "attention_norm", "feed_forward.w13": "ffn_norm"}
+    for name, projection in projections(arch).items():
+        if name in norms:
+            yield f"{norms[name]}.weight", (arch.hidden,)
+        rows = sum(projection.parts.values())
+        yield f"{name}.weight", (rows, projection.columns)
+        if projection.bias:
+            yield f"{name}.bias", (rows,)
+        for part, part_rows in projection.parts.items():
+            if lora.rank and part in lora.targets:
+                yield f"{name}.{part}.lora_A", (lora.rank, projection.columns)
+                yield f"{name}.{part}.lora_B", (part_rows, lora.rank)

@@ -6,24 +6,25 @@ tables can be compared with.
 
 from fractions import Fraction
 
-from internevo_engine.config.schema import ModelConfig
-from internevo_engine.models.families import parameters
+from internevo_engine.config.inputs import LoraConfig, ModelConfig
+from internevo_engine.models.families import NO_ADAPTERS, parameters
 
 
-def model_flops(model: ModelConfig, num_tokens: int, sum_squared_lengths: int) -> int:
+def model_flops(model: ModelConfig, num_tokens: int, sum_squared_lengths: int, lora: LoraConfig = NO_ADAPTERS) -> int:
     """FLOPs of forward and backward over `num_tokens` packed tokens; recomputation is not counted.
 
     `sum_squared_lengths`: sum of l^2 over the pieces, in tokens^2. The numerator of MFU as in PaLM (arXiv:2204.02311,
     appendix B), with the causal half of the attention:
 
-    Each weight of a matrix multiplication costs a token 2 FLOPs forward and 4 backward; the embedding is a lookup,
-    unless it is the head too.
+    Each weight of a matrix multiplication costs a token 2 FLOPs forward and 4 backward, 2 where it is frozen and has
+    no gradient; the embedding is a lookup, unless it is the head too.
     Attention: QK^T and AV cost 2 * l^2 * hidden each and the causal mask leaves half, so 2 * l^2 * hidden forward,
     three times that with backward.
     """
     lookups = () if model.tie_embeddings else ("embedding.weight",)
-    matmul_weights = sum(p.numel for p in parameters(model) if p.is_matrix and p.name not in lookups)
-    return 6 * matmul_weights * num_tokens + 6 * model.layers * model.hidden * sum_squared_lengths
+    matrices = [p for p in parameters(model, lora) if p.is_matrix and p.name not in lookups]
+    per_token = sum((6 if p.trained else 4) * p.numel for p in matrices)
+    return per_token * num_tokens + 6 * model.layers * model.hidden * sum_squared_lengths
 
 
 def internevo_flops_per_token(model: ModelConfig, seq_len: int) -> float:

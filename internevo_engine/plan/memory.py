@@ -5,7 +5,7 @@ are what a captured step of models/decoder.py keeps (tests/plan/test_memory.py).
 gathered parameters and packed gradients of a few buckets come on top where states are sharded.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from internevo_engine.config.schema import Config, ModelConfig, RecomputeBudget
@@ -42,35 +42,46 @@ class MemoryForecast:
 
 
 def forecast_states(
-    bucket_numels: Sequence[int], *, dtype: str, sizes: GroupSizes, mode: Mode, grad_accum: int, device: str
+    trained: int, frozen: int, *, dtype: str, sizes: GroupSizes, mode: Mode, grad_accum: int, device: str
 ) -> MemoryForecast:
     """Forecast for one rank, without what only a known model tells.
 
     Args:
-        bucket_numels: padded elements of each flat bucket.
+        trained, frozen: padded elements of the flat buckets.
         dtype: 'fp32' or 'bf16', of parameters and activations.
         sizes: ranks that share one copy of each state.
         mode: how gradients are summed.
         grad_accum: micro-batches of one rank in one step.
     """
-    numel, size = sum(bucket_numels), DTYPE_BYTES[dtype]
+    size = DTYPE_BYTES[dtype]
     has_own_master = dtype != "fp32"  # an fp32 parameter is its own master
     return MemoryForecast(
-        parameters=numel // sizes.param * size,
-        gradients=numel // sizes.summed(mode) * 4 * num_sums(mode, grad_accum),
-        optimizer=numel // sizes.optim * (8 + 4 * has_own_master),
+        parameters=(trained + frozen) // sizes.param * size,
+        gradients=trained // sizes.summed(mode) * 4 * num_sums(mode, grad_accum),
+        optimizer=trained // sizes.optim * (8 + 4 * has_own_master),
         process=PROCESS_BYTES[device],
     )
 
 
 def decoder_activations(config: Config, dtype: str) -> dict[str, int]:
-    """The rest of the forecast, by field: what a micro-batch of models/decoder.py adds."""
+    """The rest of the forecast, by field: what a micro-batch of models/decoder.py adds.
+
+    Beside adapters it is a bound: the inputs of a frozen matrix need not be kept.
+    """
     size, recompute, num_tokens = DTYPE_BYTES[dtype], config.graph.recompute, config.micro_batch_tokens
-    kept = int(num_tokens * kept_bytes_per_token(config.model, size, recompute))
+    kept = int(num_tokens * (kept_bytes_per_token(config.model, size, recompute) + _adapter_bytes(config, size)))
     if isinstance(recompute, RecomputeBudget):
         kept = min(kept, int(recompute.budget_gb * 1e9))
     logits = num_tokens * config.model.vocab * (size + 4)  # and their fp32 log-softmax
     return {"activations": kept, "logits": logits}
+
+
+def _adapter_bytes(config: Config, size: int) -> int:
+    """What adapters add to what is kept for a token: A x, and selective, B A x too."""
+    model, lora, kv = config.model, config.lora, config.model.num_kv_heads * config.model.head_dim
+    wide = {"k_proj": kv, "v_proj": kv, "gate_proj": model.ffn, "up_proj": model.ffn}
+    rows = sum(wide.get(target, model.hidden) for target in lora.targets) * (config.graph.recompute == "selective")
+    return model.layers * (lora.rank * len(lora.targets) + rows) * size if lora.rank else 0
 
 
 def kept_bytes_per_token(model: ModelConfig, size: int, recompute: Recompute) -> float:

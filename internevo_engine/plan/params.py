@@ -6,7 +6,7 @@ from math import prod
 
 @dataclass(frozen=True)
 class Param:
-    """One trained parameter.
+    """One parameter.
 
     `layer` orders the forward pass: 0 is the embedding, 1..L the decoder layers, L + 1 final norm and head. For
     any other module graph/module.py numbers them.
@@ -15,6 +15,8 @@ class Param:
     name: str
     shape: tuple[int, ...]
     layer: int
+    trained: bool = True
+    """False: frozen. It is held and gathered like any other, and has neither gradient nor optimizer states."""
 
     @property
     def numel(self) -> int:

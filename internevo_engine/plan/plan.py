@@ -38,12 +38,21 @@ class Plan:
     levels: tuple[Level, ...]
     """The sizes as digits of a rank, inside hosts and between them; every collective runs over one of them."""
     buckets: tuple[_core.Bucket, ...]
-    """Flat buffers in the order in which gradients appear: the last layers first."""
+    """Flat buffers in the order in which gradients appear, the last layers first; then those of frozen parameters."""
     memory: MemoryForecast
 
     @property
     def num_params(self) -> int:
         return sum(param.numel for param in self.params)
+
+    @property
+    def num_trained_params(self) -> int:
+        return sum(param.numel for param in self.params if param.trained)
+
+    @property
+    def trained_buckets(self) -> tuple[_core.Bucket, ...]:
+        """The first ones, which have gradients and optimizer states."""
+        return tuple(bucket for bucket in self.buckets if bucket.trained)
 
     @property
     def micro_batches_per_step(self) -> int:
@@ -80,13 +89,13 @@ def plan_step(config: StepConfig, params: Sequence[Param], topology: Topology, *
     digits = levels(sizes.param, sizes.grad, sizes.optim, topology.world, topology.ranks_per_host)
     decayed = {param.name: config.optim.decay == "all" or param.is_matrix for param in params}
     buckets = _core.make_buckets(
-        [_core.Param(param.numel, param.layer, decayed[param.name]) for param in params],
+        [_core.Param(param.numel, param.layer, decayed[param.name], param.trained) for param in params],
         target_bytes=int(config.comm.bucket_mb * 1e6),
         num_shards=sizes.optim,
     )
-    numels = [bucket.numel for bucket in buckets]
+    trained, frozen = (sum(b.numel for b in buckets if b.trained == each) for each in (True, False))
     memory = forecast_states(
-        numels, dtype=dtype, sizes=sizes, mode=mode, grad_accum=config.grad_accum, device=topology.device
+        trained, frozen, dtype=dtype, sizes=sizes, mode=mode, grad_accum=config.grad_accum, device=topology.device
     )
     return Plan(config, topology, tuple(params), dtype, sizes, mode, digits, tuple(buckets), memory)
 
@@ -164,11 +173,12 @@ def _replan(config: Config, plan: Plan, changes: Mapping[str, int | str]) -> Pla
 def describe(config: Config, plan: Plan) -> str:
     """The plan of a run as a person reads it."""
     topology = plan.topology
-    largest = max(bucket.numel for bucket in plan.buckets)
+    largest = max(bucket.numel for bucket in plan.trained_buckets)
+    part = "" if plan.num_trained_params == plan.num_params else f" ({format_count(plan.num_trained_params)} trained)"
     hosts = f"{topology.num_hosts} host{'s' * (topology.num_hosts > 1)}"
     where = f"{topology.world} ranks = {hosts} x {topology.ranks_per_host} {topology.device}"
     head = [
-        ("model", f"{config.model.family}, {format_count(plan.num_params)} parameters, {plan.dtype}"),
+        ("model", f"{config.model.family}, {format_count(plan.num_params)} parameters{part}, {plan.dtype}"),
         ("ranks", where),
         ("shards", f"{plan.sizes} (ranks that share one copy of the state)"),
         (
@@ -177,7 +187,7 @@ def describe(config: Config, plan: Plan) -> str:
             f"x {topology.world} ranks = {config.step_tokens(topology.world):,} tokens a step",
         ),
         ("sums", promise(plan.mode, plan.config, topology.world)),
-        ("buckets", f"{len(plan.buckets)}, the largest {format_bytes(largest * 4)} of fp32 gradients"),
+        ("buckets", f"{len(plan.trained_buckets)}, the largest {format_bytes(largest * 4)} of fp32 gradients"),
     ]
     memory = [
         (name, format_bytes(value)) for name, value in (*asdict(plan.memory).items(), ("total", plan.memory.total))

@@ -63,11 +63,11 @@ class Bindings:
     call_params: Mapping[str, Sequence[ParamView]]
     """By name of the call, in the order in which its region takes them."""
     grad_offsets: Sequence[Sequence[int]]
-    """For each bucket, where its gradients are placed, in elements, rising."""
+    """For each trained bucket, where its gradients are placed, in elements, rising."""
     buffers: Mapping[str, Tensor]
     """The flat tensor of every persistent param, pshard and gsum."""
     owned: Sequence[OwnedState]
-    """For each bucket."""
+    """For each trained bucket."""
     groups: Mapping[tuple[Lane, str], str]
     """(lane, level) -> name of the process group, of which this rank is a member; 'all' is the world."""
     wire: torch.dtype

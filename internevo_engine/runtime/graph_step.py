@@ -120,7 +120,7 @@ class GraphStep:
             rank=communicator.rank,
             regions={call.name: bind(graph, call, compiled[call.region.name]) for call in graph.calls},
             call_params=parameter_views(graph, plan),
-            grad_offsets=[_gradient_offsets(graph, bucket, plan) for bucket in plan.buckets],
+            grad_offsets=[_gradient_offsets(graph, bucket, plan) for bucket in plan.trained_buckets],
             buffers=_persistent(self.program, state),
             owned=[_owned(shard, optimizer) for shard in state.shards],
             groups=communicator.group_names,

@@ -116,12 +116,12 @@ class HooksStep:
 def _grad_buckets(state: ShardedState, plan: Plan, communicator: Communicator) -> GradBuckets:
     bucket_of = {param: number for number, bucket in enumerate(plan.buckets) for param in bucket.params}
     offset_of = {p: o for bucket in plan.buckets for p, o in zip(bucket.params, bucket.offsets, strict=True)}
-    order = range(len(plan.params))
+    order = [index for index, param in enumerate(plan.params) if param.trained]
     return GradBuckets(
         state.sums,
         bucket_of_param=[bucket_of[index] for index in order],
         offset_of_param=[offset_of[index] for index in order],
-        numel_of_param=[param.numel for param in plan.params],
+        numel_of_param=[plan.params[index].numel for index in order],
         group_name=communicator.group_names.get(("optimizer", "all"), ""),
         overlap=plan.config.comm.overlap,
     )

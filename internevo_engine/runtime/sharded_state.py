@@ -42,10 +42,12 @@ class ShardedState:
         """param[b] where parameters are whole, else pshard[b]."""
         *self.partial_sums, self.sums = self._zero_sums(parameters[0].device)
         """gsum[b]; before it, for each j, gsum[b].j"""
+        trained = plan.trained_buckets
         self.shards = [
-            self._shard(held, bucket, optimizer) for held, bucket in zip(self.held, plan.buckets, strict=True)
+            self._shard(held, bucket, optimizer)
+            for held, bucket in zip(self.held[: len(trained)], trained, strict=True)
         ]
-        """os[b], and the slice of the parameter that an update writes."""
+        """Of each trained bucket: os[b], and the slice of the parameter that an update writes."""
 
     @property
     def num_bytes(self) -> int:
@@ -78,7 +80,7 @@ class ShardedState:
 
     def refresh(self) -> None:
         """Bring the last update's slices to everyone who holds the parameter; the next step would do it."""
-        for held in self.held:
+        for held, _ in zip(self.held, self.shards, strict=False):  # frozen ones are not updated
             self._communicator.fill(held, self._refresh_levels)
 
     @contextmanager
@@ -116,7 +118,7 @@ class ShardedState:
 
     def _zero_sums(self, device: torch.device) -> list[list[torch.Tensor]]:
         plan = self._plan
-        shards, buckets = plan.sizes.summed(plan.mode), plan.buckets
+        shards, buckets = plan.sizes.summed(plan.mode), plan.trained_buckets
         return [
             [torch.zeros(bucket.numel // shards, dtype=torch.float32, device=device) for bucket in buckets]
             for _ in range(num_sums(plan.mode, plan.config.grad_accum))

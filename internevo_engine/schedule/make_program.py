@@ -56,7 +56,11 @@ def make_header(
         loss=_values(graph.loss),
         levels=tuple(levels),
         buckets=tuple(
-            FlatBucket(bucket.numel, _values(gradient_of[param] for param in bucket.params if param in gradient_of))
+            FlatBucket(
+                bucket.numel,
+                _values(gradient_of[param] for param in bucket.params if param in gradient_of),
+                bucket.trained,
+            )
             for bucket in buckets
         ),
         values=tuple(Value(f"%{value.name}", value.bytes) for value in graph.values),

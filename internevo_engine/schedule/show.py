@@ -1,13 +1,10 @@
 """schedule: `python -m internevo_engine show program CONFIG`: a config's Program for any world, without running it."""
 
-import torch
-
 from internevo_engine.config.schema import Config
 from internevo_engine.data.packing import RandomCorpus
 from internevo_engine.graph.capture import capture
-from internevo_engine.models.decoder import Decoder
 from internevo_engine.models.families import parameters
-from internevo_engine.models.initialize import TORCH_DTYPES
+from internevo_engine.models.initialize import TORCH_DTYPES, on_meta
 from internevo_engine.models.loss import token_loss
 from internevo_engine.plan.plan import make_plan
 from internevo_engine.plan.topology import Topology
@@ -21,9 +18,8 @@ def program_of(config: Config, topology: Topology) -> Program:
     Raises:
         PlanError, CaptureError: the config can't be planned or captured.
     """
-    plan = make_plan(config, parameters(config.model), topology)
-    with torch.device("meta"):
-        model = Decoder(config.model, config.data.seq_len).to(TORCH_DTYPES[plan.dtype])
+    plan = make_plan(config, parameters(config.model, config.lora), topology)
+    model = on_meta(config.model, config.data.seq_len, TORCH_DTYPES[plan.dtype], config.lora)
     shape = {"seq_len": config.data.seq_len, "micro_batch": config.data.micro_batch}
     example = RandomCorpus(config.model.vocab, **shape, seed=config.run.seed).micro_batch(0, 0, 1)
     graph = capture(model, token_loss, example, recompute=recompute_of(config.graph))

@@ -38,7 +38,18 @@ def sanitized_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake")
 @pytest.mark.parametrize(
     "name",
-    ["bucketing", "program", "scheduling", "checking", "exact_sum", "faults", "kernels", "lanes", "streams", "watchdog"],
+    [
+        "bucketing",
+        "program",
+        "scheduling",
+        "checking",
+        "exact_sum",
+        "faults",
+        "kernels",
+        "lanes",
+        "streams",
+        "watchdog",
+    ],
 )
 def test_cpp_tests_pass_under_sanitizers(sanitized_build: Path, name: str) -> None:
     run(sanitized_build / f"test_{name}")

@@ -13,12 +13,13 @@ def test_the_table_of_our_decoder_is_the_one_that_a_dry_run_plans_with(family: s
 
 
 def test_what_stands_around_the_layers_is_a_layer_too() -> None:
-    layers = {param.name: param.layer for param in parameter_table(Tied())}
+    table = parameter_table(Tied())
+    layers = {param.name: param.layer for param in table}
     assert layers["embedding.weight"] == 0
     assert [layers[f"layers.{number}.linear1.weight"] for number in range(3)] == [1, 2, 3]
     assert layers["unused.weight"] == 4
     assert "head.weight" not in layers, "it is the embedding's"
-    assert "scale" not in layers, "it is frozen"
+    assert [param.name for param in table if not param.trained] == ["scale"]
 
 
 def test_without_repeated_layers_every_module_with_parameters_is_one() -> None:

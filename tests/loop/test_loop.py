@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from internevo_engine.config.schema import ModelConfig
+from internevo_engine.config.schema import LoraConfig, ModelConfig
 from internevo_engine.engine import Engine, StepResult
 from internevo_engine.loop import report, sinks
 from internevo_engine.loop.metrics import Meter, as_line
@@ -21,7 +21,7 @@ RESULT = StepResult(loss=2.5, grad_norm=0.7, lr=1e-4, tokens=131072, stop=False)
 
 
 def measure(device: str):
-    meter = Meter(MODEL, seq_len=2048, world=8, device_name=device)
+    meter = Meter(MODEL, LoraConfig(), seq_len=2048, world=8, device_name=device)
     return meter.measure(RESULT, step=3, tokens=393216, step_tokens=131072, squared_lengths=8 * 2048**2, seconds=4.0)
 
 

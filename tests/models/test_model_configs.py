@@ -3,8 +3,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from internevo_engine.config.load import load_config
 from internevo_engine.config.schema import Config
 from internevo_engine.models.families import architecture, parameters
+from internevo_engine.plan.plan import make_plan
+from internevo_engine.plan.topology import Topology
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -53,3 +56,19 @@ def test_7b_is_the_setting_of_the_published_table() -> None:
     assert (data.train, data.seq_len, data.micro_batch, data.grad_accum) == ("random", 2048, 2, 4)
     assert (config.model.dtype, config.zero.optim, config.optim.lr, config.run.steps) == ("bf16", "node", 1e-4, 50000)
     assert 8 * config.micro_batch_tokens * data.grad_accum == 131072
+
+
+def test_7b_fits_24_gb_with_adapters_and_8_x_80_gb_whole() -> None:
+    for name, gpus, limit in (("7B_lora", 1, 24e9), ("7B_sft", 8, 80e9)):
+        config = load_config(CONFIGS / f"{name}.yaml")
+        plan = make_plan(config, parameters(config.model, config.lora), Topology(gpus, gpus, "cuda"))
+        assert plan.memory.total < 0.94 * limit, f"{name}: {plan.memory}"
+        if name == "7B_lora":
+            assert plan.memory.parameters > 14.6e9
+            assert plan.memory.gradients + plan.memory.optimizer == pytest.approx(
+                16 * plan.num_trained_params, rel=1e-3
+            )
+
+
+def test_the_demo_of_fine_tuning_has_the_shape_of_its_model() -> None:
+    assert f"{num_parameters('sft_demo') / 1e6:.1f}" == "134.5"

@@ -7,6 +7,7 @@ from internevo_engine.config.schema import (
     Config,
     DataConfig,
     GraphConfig,
+    LoraConfig,
     ModelConfig,
     OptimConfig,
     RunConfig,
@@ -18,7 +19,7 @@ from internevo_engine.graph.capture import capture
 from internevo_engine.models.families import parameters
 from internevo_engine.models.initialize import build
 from internevo_engine.models.loss import token_loss
-from internevo_engine.plan.memory import kept_bytes_per_token
+from internevo_engine.plan.memory import decoder_activations, kept_bytes_per_token
 from internevo_engine.plan.plan import make_plan
 from internevo_engine.plan.topology import Topology
 from internevo_engine.runtime.launch import Place
@@ -37,6 +38,21 @@ def test_activations_are_what_a_captured_step_keeps(dtype, size, kv_heads, recom
     batch = RandomCorpus(300, seq_len=128, micro_batch=4, seed=0).micro_batch(0, 0, 1)
     graph = capture(decoder, token_loss, batch, recompute=recompute)
     assert kept_bytes_per_token(model, size, recompute) * 4 * 128 == graph.kept_bytes
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "o_proj", "down_proj")])
+def test_beside_adapters_no_more_is_kept_than_forecast(targets, recompute):
+    config = Config(
+        model=MODEL,
+        lora=LoraConfig(rank=4, targets=targets),
+        data=DataConfig(seq_len=128, micro_batch=4),
+        graph=GraphConfig(recompute=recompute),
+    )
+    decoder = build(MODEL, 128, torch.float32, CPU, seed=0, lora=config.lora)
+    batch = RandomCorpus(300, seq_len=128, micro_batch=4, seed=0).micro_batch(0, 0, 1)
+    graph = capture(decoder, token_loss, batch, recompute=recompute)
+    assert 0.4 < graph.kept_bytes / decoder_activations(config, "fp32")["activations"] <= 1
 
 
 def engine_bytes(place: Place, cfg: Config) -> tuple[int, int]:

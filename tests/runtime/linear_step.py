@@ -40,6 +40,8 @@ class Plan:
     wire: torch.dtype = torch.float32
     pieces: int = 2
     """Of each transfer."""
+    frozen: tuple[int, ...] = ()
+    """Parameters that stay as they are."""
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
@@ -60,7 +62,7 @@ def backward(d_out: Tensor, x: Tensor, out: Tensor, weight: Tensor) -> tuple[Ten
     return d_sum @ weight.T, x.T @ d_sum, d_sum.sum(0)
 
 
-def graph_spec(dtype: torch.dtype) -> GraphSpec:
+def graph_spec(dtype: torch.dtype, frozen: Sequence[int] = ()) -> GraphSpec:
     calls = [
         CallSpec(f"fwd.{i}", "fwd", 1000, 100, (f"h{i}",), (f"h{i + 1}",), (2 * i, 2 * i + 1), {})
         for i in range(LAYERS)
@@ -70,9 +72,10 @@ def graph_spec(dtype: torch.dtype) -> GraphSpec:
     reads, writes = ("error", last), (f"dh{LAYERS}", f"g{head}")
     calls.append(CallSpec("bwd.head", "bwd", 1000, 100, reads, writes, (head,), {f"g{head}": head}))
     for i in reversed(range(LAYERS)):
-        grads = {f"g{2 * i}": 2 * i, f"g{2 * i + 1}": 2 * i + 1}
+        writes = (f"dh{i}", f"g{2 * i}", f"g{2 * i + 1}")
+        grads = {f"g{p}": p for p in (2 * i, 2 * i + 1) if p not in frozen}
         reads = (f"dh{i + 1}", f"h{i}", f"h{i + 1}")
-        calls.append(CallSpec(f"bwd.{i}", "bwd", 1000, 100, reads, (f"dh{i}", *grads), (2 * i,), grads))
+        calls.append(CallSpec(f"bwd.{i}", "bwd", 1000, 100, reads, writes, (2 * i,), grads))
     item = dtype.itemsize
     size = {f"{kind}{i}": ROWS * WIDTH * item for kind in ("h", "dh") for i in range(LAYERS + 1)}
     size |= {f"g{p}": torch.Size(shape).numel() * item for p, shape in enumerate(SHAPES)}
@@ -94,12 +97,14 @@ def plan_levels(plan: Plan, world: int) -> tuple[Level, ...]:
 
 
 def plan_buckets(plan: Plan) -> list[Bucket]:
-    table = [Param(torch.Size(shape).numel(), p // 2, len(shape) > 1) for p, shape in enumerate(SHAPES)]
+    table = [
+        Param(torch.Size(shape).numel(), p // 2, len(shape) > 1, p not in plan.frozen) for p, shape in enumerate(SHAPES)
+    ]
     return make_buckets(table, target_bytes=4 * 100, num_shards=plan.groups[2])
 
 
 def program(plan: Plan, world: int) -> Program:
-    graph = graph_spec(plan.dtype)
+    graph = graph_spec(plan.dtype, plan.frozen)
     header = make_header(
         graph,
         plan_buckets(plan),
@@ -146,6 +151,8 @@ def bind(program: Program, plan: Plan, place: Place, *, device: str = "cpu", **c
         offset, numel = owned_slice(place.rank, cuts, "P", bucket.numel)
         held = "param" if numel == bucket.numel else "pshard"
         buffers[f"{held}[{index}]"] = shard = flat_params(bucket)[offset:][:numel].to(device, plan.dtype)
+        if not bucket.trained:
+            continue
         sums = [each for each in program.buffers if each.name.startswith(f"gsum[{index}]")]
         buffers |= {each.name: torch.full((each.bytes // 4,), torch.nan, device=device) for each in sums}
         start, length = owned_slice(place.rank, cuts, "OS", bucket.numel)
@@ -158,7 +165,7 @@ def bind(program: Program, plan: Plan, place: Place, *, device: str = "cpu", **c
         "rank": place.rank,
         "regions": regions(),
         "call_params": call_params(plan, buckets),
-        "grad_offsets": [bucket.offsets for bucket in buckets],
+        "grad_offsets": [bucket.offsets for bucket in buckets if bucket.trained],
         "buffers": buffers,
         "owned": owned,
         "groups": process_groups(program),
@@ -198,7 +205,8 @@ def process_groups(program: Program) -> dict[tuple[Lane, str], str]:
 def whole_states(program: Program, plan: Plan, place: Place, bindings: Bindings) -> Mapping[str, Tensor]:
     """Masters and moments of all parameters, put together from their owners: the same names for every plan."""
     states: dict[str, Tensor] = {}
-    for bucket, owned in zip(plan_buckets(plan), bindings.owned, strict=True):
+    trained = [bucket for bucket in plan_buckets(plan) if bucket.trained]
+    for bucket, owned in zip(trained, bindings.owned, strict=True):
         for name in ("master", "exp_avg", "exp_avg_sq"):
             rows = [torch.empty_like(owned.master) for _ in range(place.world)]
             own = getattr(owned, name).contiguous()
@@ -214,7 +222,7 @@ def whole_states(program: Program, plan: Plan, place: Place, bindings: Bindings)
 
 def torch_totals_and_params(steps: int, world: int, plan: Plan) -> tuple[list[list[float]], list[Tensor]]:
     """(loss sum, count, square sum of the gradient sum) of each step, and the parameters at the end."""
-    params = [torch.nn.Parameter(param) for param in initial_params()]
+    params = [torch.nn.Parameter(param, p not in plan.frozen) for p, param in enumerate(initial_params())]
     split: list[list[torch.nn.Parameter]] = [[p for p in params if p.dim() > 1], [p for p in params if p.dim() == 1]]
     groups = [{"params": split[0], "weight_decay": OPTIM.weight_decay}, {"params": split[1], "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(groups, lr=OPTIM.lr, betas=OPTIM.betas, eps=OPTIM.eps)

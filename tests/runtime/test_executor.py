@@ -24,6 +24,8 @@ PLANS = {
     3: [(1, 1, 1), (1, 1, 3), (3, 3, 3)],
     4: [(1, 1, 1), (1, 1, 4), (1, 4, 4), (4, 4, 4), (1, 2, 4), (2, 4, 4), (2, 2, 2)],
 }
+FROZEN = (2, 3)
+"""The layer in the middle: its gradients are written by no one, and pass through it all the same."""
 Outcome = dict[str, Any]
 
 
@@ -62,6 +64,7 @@ def plans_of(world: int) -> list[Plan]:
         Plan(PLANS[world][-1], overlap=False),
         *[Plan(groups, mode="fast") for groups in PLANS[world]],
         Plan(PLANS[world][-1], mode="fast", dtype=torch.bfloat16),
+        *[Plan(groups, mode="fast", frozen=FROZEN) for groups in PLANS[world]],
     ]
 
 
@@ -83,6 +86,9 @@ def check_against_torch(outcome: Outcome, world: int, plan: Plan) -> None:
     totals, params = linear_step.torch_totals_and_params(STEPS, world, plan)
     torch.testing.assert_close(outcome["totals"][:, [0, 1, 3]], torch.tensor(totals).double(), rtol=1e-5, atol=0)
     for index, param in enumerate(params):
+        if index in plan.frozen:
+            assert f"master.{index}" not in outcome["states"]
+            continue
         torch.testing.assert_close(outcome["states"][f"master.{index}"], param, rtol=1e-5, atol=1e-5)
 
 

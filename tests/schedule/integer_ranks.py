@@ -88,17 +88,26 @@ def expected_state(program: Program) -> list[State]:
     replicas = prod(level.size for level in program.levels if level.state == "R")
     norm = [replicas * sum(cell * cell for total in totals for cell in total) % PRIME, *loss]
     norm += [0] * (TOTALS - len(norm))
-    news = [updated(state, total, norm) for state, total in zip(states, totals, strict=True)]
+    news = [
+        updated(state, total, norm) if bucket.trained else state
+        for state, total, bucket in zip(states, totals, program.buckets, strict=True)
+    ]
     return [owned_state(program, rank, news, norm) for rank in range(program.world)]
 
 
 def owned_state(program: Program, rank: int, states: Sequence[Sequence[int]], norm: list[int]) -> State:
     result = {"norm": norm}
     for b, state in enumerate(states):
-        owned = [state[place] for place in slice_of(rank, program.levels, len(state))]
-        result[f"os[{b}]"] = owned
+        trained = program.buckets[b].trained
+        owned = [state[place] for place in slice_of(rank, levels_holding(program, trained), len(state))]
+        result |= {f"os[{b}]": owned} if trained else {}
         result[f"held[{b}]"] = [parameter(cell) for cell in owned]
     return result
+
+
+def levels_holding(program: Program, trained: bool) -> list[Level]:
+    """Those along which is cut what a rank knows of a bucket between steps: of a frozen one all that it holds."""
+    return [level for level in program.levels if trained or level.state == "P"]
 
 
 class Rank:
@@ -133,11 +142,14 @@ class Rank:
     def admit_states(self) -> None:
         """The last step updated the owned slice only; the rest of the parameters is stale, here poison."""
         for b, state in enumerate(first_states(self.program)):
-            owned = [state[place] for place in slice_of(self.rank, self.program.levels, len(state))]
-            self.store(f"os[{b}]", owned)
+            trained = self.program.buckets[b].trained
+            cuts = levels_holding(self.program, trained)
+            owned = [state[place] for place in slice_of(self.rank, cuts, len(state))]
+            if trained:
+                self.store(f"os[{b}]", owned)
             held = f"pshard[{b}]" if self.cuts_params else f"param[{b}]"
             cells = self.memory[held]
-            for place, cell in zip(self.place(held, len(self.program.levels)), owned, strict=True):
+            for place, cell in zip(self.place(held, len(cuts)), owned, strict=True):
                 cells[place] = parameter(cell)
 
     def place(self, name: str, num_levels: int) -> range:
@@ -192,8 +204,9 @@ class Rank:
         if left:
             raise FaultError(f"{min(left)} is never freed")
         state = {"norm": self.load("norm")}
-        for b in range(len(self.program.buckets)):
+        for b, bucket in enumerate(self.program.buckets):
             held = f"pshard[{b}]" if self.cuts_params else f"param[{b}]"
-            state[f"os[{b}]"] = self.load(f"os[{b}]")
-            state[f"held[{b}]"] = self.load(held, self.place(held, len(self.program.levels)))
+            state |= {f"os[{b}]": self.load(f"os[{b}]")} if bucket.trained else {}
+            cuts = levels_holding(self.program, bucket.trained)
+            state[f"held[{b}]"] = self.load(held, self.place(held, len(cuts)))
         return state

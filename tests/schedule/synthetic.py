@@ -1,6 +1,6 @@
 """Steps to schedule without capturing anything: a decoder of embedding, layers and head, as a GraphSpec."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from itertools import pairwise
 
 from internevo_engine._core import Bucket, Param, make_buckets
@@ -42,10 +42,12 @@ def decoder_spec(numels: Sequence[Sequence[int]], num_tokens: int) -> GraphSpec:
     return GraphSpec(calls, values, ("loss_sum", "loss_count"))
 
 
-def plan_buckets(numels: Sequence[Sequence[int]], num_shards: int, target_bytes: int) -> list[Bucket]:
-    return make_buckets(
-        [Param(numel, layer, True) for layer, sizes in enumerate(numels) for numel in sizes], target_bytes, num_shards
-    )
+def plan_buckets(
+    numels: Sequence[Sequence[int]], num_shards: int, target_bytes: int, frozen: Set[int] = frozenset()
+) -> list[Bucket]:
+    sizes = [(numel, layer) for layer, in_layer in enumerate(numels) for numel in in_layer]
+    params = [Param(*size, True, index not in frozen) for index, size in enumerate(sizes)]
+    return make_buckets(params, target_bytes, num_shards)
 
 
 def tiny_program(

@@ -1,6 +1,7 @@
 """The checker against the judge: what it lets pass computes the step, and what computes the step it lets pass."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -12,7 +13,7 @@ from internevo_engine.schedule.graph_spec import CallSpec, GraphSpec, ValueSpec
 from tests.schedule.integer_ranks import expected_state
 from tests.schedule.integer_run import judge, what_is_wrong
 from tests.schedule.mutations import mutate
-from tests.schedule.synthetic import plan_buckets, schedule_graph, tiny_program
+from tests.schedule.synthetic import decoder_spec, plan_buckets, schedule_graph, tiny_program
 
 GROUPS = (
     (1, 1, 1, 1),
@@ -59,6 +60,22 @@ def test_tied_split_and_unused_parameters_are_trained_right(groups: tuple[int, i
     plan = levels(*groups, 3 if groups[3] == 3 else 2 if groups[3] > 1 else 1)
     for mode in MODES:
         assert judge(schedule_graph(graph, buckets, plan, world=groups[3], micro_batches=2, mode=mode)) is None
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("groups", GROUPS)
+def test_frozen_parameters_are_only_held_and_gathered(groups: tuple[int, int, int, int], mode: Mode) -> None:
+    numels, frozen = [[16], [16, 20], [16, 20], [24]], {0, 2, 4}
+    spec = decoder_spec(numels, num_tokens=64)
+    calls = (replace(call, grads={v: p for v, p in call.grads.items() if p not in frozen}) for call in spec.calls)
+    buckets = plan_buckets(numels, num_shards=groups[2], target_bytes=4 * 64, frozen=frozen)
+    graph, plan = replace(spec, calls=tuple(calls)), levels(*groups, groups[3])
+    program = schedule_graph(graph, buckets, plan, world=groups[3], micro_batches=2, mode=mode)
+    assert judge(program) is None
+    of_frozen = {f"bucket[{b}]" for b, bucket in enumerate(program.buckets) if not bucket.trained}
+    kinds = {each.kind for each in program.instructions if each.what in of_frozen}
+    assert kinds == ({"gather"} if groups[0] > 1 else set())
+    assert not any(f"os[{name[7:]}" in {buffer.name for buffer in program.buffers} for name in of_frozen)
 
 
 def count_verdicts(num_edits: int) -> tuple[Counter[str], list[str]]:
