@@ -29,6 +29,18 @@ def _data(arguments: Sequence[str]) -> int:
     return data(arguments)
 
 
+def _plan(arguments: Sequence[str]) -> int:
+    from internevo_engine.schedule.commands import plan
+
+    return plan(arguments)
+
+
+def _simulate(arguments: Sequence[str]) -> int:
+    from internevo_engine.schedule.commands import simulate
+
+    return simulate(arguments)
+
+
 def _show(arguments: Sequence[str]) -> int:
     match arguments:
         case ["program", config, *rest]:
@@ -61,6 +73,8 @@ VERBS: Mapping[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "doctor": ("what this machine has, and how to mend what it lacks", _doctor),
     "convert": ("a model to Hugging Face, or from Hugging Face, InternEvo or GGUF", _convert),
     "data": ("tokens for training: prepare them, look at them, mix them", _data),
+    "plan": ("the best plan for a cluster that need not be there, and why others fell", _plan),
+    "simulate": ("what a step takes on such a cluster, how it scales, how well published runs are predicted", _simulate),
     "show": ("the Program of a config, what its step costs, or where two runs part", _show),
 }
 

@@ -1,0 +1,149 @@
+"""plan: how well published runs are predicted. Takes runs, and those to fit with; hands on a `Score`.
+
+The physical parameters come from InternEvo's rows alone. Any other system's series (a system, a model, a variant) gets
+one scalar, for what of it is not modelled: from the rows to fit if it is among them, else from the scored rows
+themselves, and the score says which.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import as_file, files
+from statistics import mean, median
+from typing import Any
+
+from internevo_engine.errors import DataError
+from internevo_engine.plan.calibrate import Band, Ensemble, fit
+from internevo_engine.plan.published import Run, read_runs
+
+MODELLED_SYSTEM = "InternLM/InternEvo"
+"""Its schedule was read from its code; no scalar."""
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """Published over predicted throughput of a series."""
+
+    factor: float
+    num_rows: int
+    held_out: bool
+    """False: it comes from the very rows that it is scored on."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of one run, in tokens per GPU and second."""
+
+    run: Run
+    predicted: Band
+
+    @property
+    def error(self) -> float:
+        """Relative; positive: predicted too fast."""
+        return self.predicted.middle / self.run.tokens_per_gpu_s - 1
+
+
+@dataclass(frozen=True)
+class Score:
+    """Errors are relative to the published throughput, in percent; bias is the mean with its sign."""
+
+    mape: float
+    median: float
+    max: float
+    bias: float
+    trivial_mape: float
+    """Of predicting what the smallest GPU count of the same table reached, over the same rows."""
+    rows: int
+    skipped: Mapping[str, str]
+    """Id of a row that can't be modelled -> why."""
+    in_band: float
+    """Share of the rows inside their 90 % band, in percent."""
+    also_fitted: int
+    """Scored rows that were fitted too; 0: all are held out."""
+    scalars: Mapping[str, Scalar]
+    """By series."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def published_runs() -> list[Run]:
+    """The rows that come with the package, of which InternEvo's fix the shipped calibration."""
+    with as_file(files("internevo_engine.plan") / "published_throughput.csv") as path:
+        return read_runs(path)[0]
+
+
+def internevo_runs(runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if run.system.startswith(MODELLED_SYSTEM)]
+
+
+def predict(
+    runs: Sequence[Run], ensemble: Ensemble, to_fit: Sequence[Run] = ()
+) -> tuple[list[Prediction], dict[str, Scalar]]:
+    """A prediction for each run, and the scalars used, by series."""
+    scalars: dict[tuple[str, ...], Scalar] = {}
+    for series in dict.fromkeys(run.series for run in runs if not run.system.startswith(MODELLED_SYSTEM)):
+        fitted = [run for run in to_fit if run.series == series]
+        ratios = [
+            run.tokens_per_gpu_s / ensemble.tokens_per_gpu_s(run).middle
+            for run in fitted or [run for run in runs if run.series == series]
+        ]
+        scalars[series] = Scalar(math.exp(mean(map(math.log, ratios))), len(ratios), held_out=bool(fitted))
+    predictions = [
+        Prediction(run, _times(ensemble.tokens_per_gpu_s(run), scalars[run.series].factor if run.series in scalars else 1))
+        for run in runs
+    ]
+    return predictions, {" / ".join(filter(None, series)): scalar for series, scalar in scalars.items()}
+
+
+def _times(band: Band, factor: float) -> Band:
+    return Band(band.middle * factor, band.low * factor, band.high * factor)
+
+
+def score(runs: Sequence[Run], to_fit: Sequence[Run] | None, skipped: Mapping[str, str]) -> tuple[Score, list[Prediction]]:
+    """Predict `runs` with what `to_fit` tells; None: with what the package's own rows tell.
+
+    Raises:
+        DataError: nothing to score.
+    """
+    if not runs:
+        raise DataError(f"no row can be modelled; {len(skipped)} were skipped: {next(iter(skipped.items()), 'the file is empty')}")
+    known = internevo_runs(to_fit or ()) or internevo_runs(published_runs())
+    predictions, scalars = predict(runs, fit(known), to_fit or ())
+    errors = [each.error * 100 for each in predictions]
+    fitted = {run.id for run in known} | {run.id for run in to_fit or ()}
+    return (
+        Score(
+            mape=mean(map(abs, errors)),
+            median=median(map(abs, errors)),
+            max=max(map(abs, errors)),
+            bias=mean(errors),
+            trivial_mape=_trivial_mape(runs, [*runs, *(to_fit or ())]),
+            rows=len(runs),
+            skipped=skipped,
+            in_band=100 * mean(each.predicted.holds(each.run.tokens_per_gpu_s) for each in predictions),
+            also_fitted=sum(run.id in fitted for run in runs),
+            scalars=scalars,
+        ),
+        predictions,
+    )
+
+
+def _trivial_mape(runs: Sequence[Run], known: Sequence[Run]) -> float:
+    smallest: dict[tuple[object, ...], Run] = {}
+    groups: dict[tuple[object, ...], list[Run]] = defaultdict(list)
+    for run in known:
+        groups[_but_gpus(run)].append(run)
+    for key, members in groups.items():
+        smallest[key] = min(members, key=lambda run: run.gpus)
+    return mean(
+        abs(smallest[_but_gpus(run)].tokens_per_gpu_s / run.tokens_per_gpu_s - 1) * 100 for run in runs
+    )
+
+
+def _but_gpus(run: Run) -> tuple[object, ...]:
+    """What is equal in runs that differ in the number of GPUs alone; a state shared by all ranks stays shared by all."""
+    groups = (run.zero_param, run.zero_grad, run.zero_optim)
+    relative = tuple("world" if size == run.data_parallel > run.cluster.ranks_per_node else size for size in groups)
+    return (*run.series, run.micro_batch, run.seq_len, run.grad_accum, run.tensor_parallel, run.recompute, relative)
