@@ -74,7 +74,10 @@ VERBS: Mapping[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "convert": ("a model to Hugging Face, or from Hugging Face, InternEvo or GGUF", _convert),
     "data": ("tokens for training: prepare them, look at them, mix them", _data),
     "plan": ("the best plan for a cluster that need not be there, and why others fell", _plan),
-    "simulate": ("what a step takes on such a cluster, how it scales, how well published runs are predicted", _simulate),
+    "simulate": (
+        "what a step takes on such a cluster, how it scales, how well published runs fit",
+        _simulate,
+    ),
     "show": ("the Program of a config, what its step costs, or where two runs part", _show),
 }
 

@@ -2,7 +2,7 @@
 and scores it.
 
 These runs are other systems' steps, so there is no Program of ours to simulate; what each system overlaps with what is
-told by its schedule (SCHEDULES). tests/schedule/test_predict.py holds `engine_step_s` against simulated Programs.
+told by its schedule. plan/estimate.py is the same for the engine's own step.
 
 B, T, h: bytes, tokens of a micro-batch, width. FLOPs of a layer are those of its matrices and of the causal half of the
 attention; bytes those of norms, rotary embedding, residuals and the gate, counted in bf16.
@@ -99,8 +99,9 @@ def _data_parallel(run: Run, size: int) -> Group:
 
 
 def _host_synchronized(run: Run, parts: Parts, system: System) -> float:
-    """InternEvo of July 2023: gradients are all-reduced over all data-parallel ranks after the last micro-batch, a bucket
-    at a time, the next bucket's backward beside it and nothing further ahead; then every owner broadcasts its tensors."""
+    """InternEvo of July 2023: after the last micro-batch all data-parallel ranks all-reduce gradients, a bucket at a
+    time, the next bucket's backward beside it and nothing further ahead; then each owner broadcasts its tensors.
+    """
     waiting, group = system.waiting(run.gpus), _data_parallel(run, run.data_parallel)
     numel = run.params / run.tensor_parallel
     closes = [backward * waiting for backward in _backward_of_buckets(run, parts)]
@@ -175,4 +176,3 @@ def _beside(compute: float, transfer: float) -> float:
 def tokens_per_gpu_s(run: Run, system: System) -> float:
     """The throughput that the closed form predicts."""
     return run.step_s(step_s(run, system))
-

@@ -1,5 +1,5 @@
-"""plan: a cluster in a few lines, there or not. A preset by name or a YAML file with the same keys; hands a `Cluster` to
-plan/cost.py, which prices with it, and to plan/search.py, which plans for it.
+"""plan: a cluster in a few lines, there or not. A preset by name or a YAML file with the same keys; hands a `Cluster`
+to plan/cost.py, which prices with it, and to plan/search.py, which plans for it.
 
 Ranks of a node are neighbours, and a node's network cards are shared evenly by its ranks: with the levels of
 plan/levels.py every rank of a node sends over a far level at the same time.
@@ -85,7 +85,7 @@ _A100 = {
 
 PRESETS: Mapping[str, Cluster] = {
     "a100-80g-4x100g": Cluster(
-        source="data sheets of A100 80 GB SXM and NVLink 3, 4 cards of 100 Gbit/s a node (InternEvo's published cluster)",
+        source="data sheets of A100 80 GB SXM and NVLink 3, 4 cards of 100 Gbit/s a node, as InternEvo's",
         far=LinkRate(gb_per_s=50, hop_us=14),
         **_A100,
     ),
@@ -105,7 +105,7 @@ PRESETS: Mapping[str, Cluster] = {
         far=LinkRate(gb_per_s=400, hop_us=14),
     ),
     "lab": Cluster(
-        source="bench/lab: two emulated hosts of two ranks, links of 400 Mbit/s; the rest round figures for one CPU core",
+        source="bench/lab: two emulated hosts of two ranks, links of 400 Mbit/s; else round figures for a CPU core",
         device="cpu",
         is_measured=True,
         ranks_per_node=2,

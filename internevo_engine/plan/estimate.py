@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from internevo_engine.config.schema import Config, RecomputeBudget
 from internevo_engine.plan.cluster import Cluster
-from internevo_engine.plan.cost import COLLECTIVE_BASE_S, Calibration, matmul_s, memory_s, near_rate
+from internevo_engine.plan.cost import Calibration, level_rate, matmul_s, memory_s
 from internevo_engine.plan.memory import DTYPE_BYTES
 from internevo_engine.plan.params import Param
 from internevo_engine.program import Level, Link
@@ -76,7 +76,9 @@ class Workload:
         asked = self.config.graph.recompute
         if isinstance(asked, RecomputeBudget):
             return 0.5
-        return asked if isinstance(asked, float) else {"none": 0.0, "selective": 0.0, "full": 1.0}[asked]
+        if isinstance(asked, str):
+            return {"none": 0.0, "selective": 0.0, "full": 1.0}[asked]
+        return asked
 
 
 def estimate(
@@ -95,10 +97,11 @@ def estimate(
     tail = 1 / work.num_buckets
     compute = rounds * (forward + backward)
     exposed = {
-        "gather": {link: max(0.0, early[link] - compute) for link in LINKS},
         "reduce": {link: max(last[link] - backward, last[link] * tail) for link in LINKS},
         "refresh": {link: max(refresh[link] - forward, refresh[link] * tail) for link in LINKS},
     }
+    hidden = {link: last[link] + refresh[link] - sum(each[link] for each in exposed.values()) for link in LINKS}
+    exposed["gather"] = {link: max(0.0, early[link] + hidden[link] - compute) for link in LINKS}
     by_link = {link: sum(times[link] for times in exposed.values()) for link in LINKS}
     shards = 1
     for level in levels:
@@ -111,9 +114,7 @@ def estimate(
     )
 
 
-def _micro_batch_s(
-    work: Workload, cluster: Cluster, calibration: Calibration, world: int
-) -> tuple[float, float]:
+def _micro_batch_s(work: Workload, cluster: Cluster, calibration: Calibration, world: int) -> tuple[float, float]:
     """Seconds of forward and backward of the slowest rank."""
     model, tokens = work.config.model, work.config.micro_batch_tokens
     scale = DTYPE_BYTES[work.dtype] / 2
@@ -139,12 +140,7 @@ def _sent_s(
     for level in levels:
         passes = 2 if level.state == "R" else 1
         if level.state in states:
-            if level.link == "near":
-                hop_us, rate = cluster.near.hop_us, near_rate(cluster)
-            else:
-                share = calibration.net_share(level.size * level.stride / cluster.ranks_per_node)
-                hop_us, rate = cluster.far.hop_us, cluster.far_gb_per_s_of_rank * 1e9 * share
-            latency = COLLECTIVE_BASE_S + passes * (level.size - 1) * hop_us * 1e-6
+            latency, rate = level_rate(level, passes, left / work.num_buckets, cluster, calibration)
             sent = passes * left * (level.size - 1) / level.size
             seconds[level.link] += times * (work.num_buckets * latency + sent / rate)
         if level.state != "R":

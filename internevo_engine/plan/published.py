@@ -1,5 +1,5 @@
-"""plan: published runs, read from a CSV file. Hands `Run`s to plan/closed_form.py, which predicts what they reached, and
-says of each row that can't be modelled why.
+"""plan: published runs, read from a CSV file. Hands `Run`s to plan/closed_form.py, which predicts what they reached,
+and says of each row that can't be modelled why.
 
 The columns are those of published_throughput.csv; units stand at the fields. A row whose notes say that its source
 contradicts itself (FLAGS) is left out.
@@ -75,12 +75,10 @@ class Run:
 
     @property
     def layer_matmuls(self) -> int:
-        """Elements of a layer's matrices; two or three of the feed-forward layer, whichever the parameter count says."""
+        """Elements of a layer's matrices; of the feed-forward layer two or three, as the parameter count says."""
         attention = self.hidden**2 * 2 + 2 * self.hidden * (self.hidden // self.heads) * self.kv_heads
         of_layer = (self.params - self.vocab * self.hidden) / self.layers
-        return min(
-            (attention + n * self.hidden * self.ffn for n in (2, 3)), key=lambda numel: abs(numel - of_layer)
-        )
+        return min((attention + n * self.hidden * self.ffn for n in (2, 3)), key=lambda numel: abs(numel - of_layer))
 
     def step_s(self, tokens_per_gpu_s: float) -> float:
         """Seconds of a step at that throughput, and the other way round."""

@@ -90,8 +90,9 @@ def predict(
             for run in fitted or [run for run in runs if run.series == series]
         ]
         scalars[series] = Scalar(math.exp(mean(map(math.log, ratios))), len(ratios), held_out=bool(fitted))
+    unscaled = Scalar(1, 0, held_out=True)
     predictions = [
-        Prediction(run, _times(ensemble.tokens_per_gpu_s(run), scalars[run.series].factor if run.series in scalars else 1))
+        Prediction(run, _times(ensemble.tokens_per_gpu_s(run), scalars.get(run.series, unscaled).factor))
         for run in runs
     ]
     return predictions, {" / ".join(filter(None, series)): scalar for series, scalar in scalars.items()}
@@ -101,14 +102,17 @@ def _times(band: Band, factor: float) -> Band:
     return Band(band.middle * factor, band.low * factor, band.high * factor)
 
 
-def score(runs: Sequence[Run], to_fit: Sequence[Run] | None, skipped: Mapping[str, str]) -> tuple[Score, list[Prediction]]:
+def score(
+    runs: Sequence[Run], to_fit: Sequence[Run] | None, skipped: Mapping[str, str]
+) -> tuple[Score, list[Prediction]]:
     """Predict `runs` with what `to_fit` tells; None: with what the package's own rows tell.
 
     Raises:
         DataError: nothing to score.
     """
     if not runs:
-        raise DataError(f"no row can be modelled; {len(skipped)} were skipped: {next(iter(skipped.items()), 'the file is empty')}")
+        first = "".join(f"; {name}: {reason}" for name, reason in list(skipped.items())[:1])
+        raise DataError(f"none of {len(skipped)} rows can be modelled{first}")
     known = internevo_runs(to_fit or ()) or internevo_runs(published_runs())
     predictions, scalars = predict(runs, fit(known), to_fit or ())
     errors = [each.error * 100 for each in predictions]
@@ -137,13 +141,11 @@ def _trivial_mape(runs: Sequence[Run], known: Sequence[Run]) -> float:
         groups[_but_gpus(run)].append(run)
     for key, members in groups.items():
         smallest[key] = min(members, key=lambda run: run.gpus)
-    return mean(
-        abs(smallest[_but_gpus(run)].tokens_per_gpu_s / run.tokens_per_gpu_s - 1) * 100 for run in runs
-    )
+    return mean(abs(smallest[_but_gpus(run)].tokens_per_gpu_s / run.tokens_per_gpu_s - 1) * 100 for run in runs)
 
 
 def _but_gpus(run: Run) -> tuple[object, ...]:
-    """What is equal in runs that differ in the number of GPUs alone; a state shared by all ranks stays shared by all."""
+    """What is equal in runs that differ in the number of GPUs alone; what all ranks share stays shared by all."""
     groups = (run.zero_param, run.zero_grad, run.zero_optim)
     relative = tuple("world" if size == run.data_parallel > run.cluster.ranks_per_node else size for size in groups)
     return (*run.series, run.micro_batch, run.seq_len, run.grad_accum, run.tensor_parallel, run.recompute, relative)

@@ -1,7 +1,7 @@
 """plan: which Hybrid-ZeRO plan is best on a cluster. Takes a config, a cluster and a `price`, hands on a `Choice`.
 
-Tried are group sizes x recomputation x splits of a rank's tokens into micro-batches x bucket sizes; the tokens of a step
-stay what the config says. Memory comes first; what fits is ranked by plan/estimate.py; the best few are priced (by
+Tried are group sizes x recomputation x splits of a rank's tokens into micro-batches x bucket sizes; the tokens of a
+step stay what the config says. Memory comes first; what fits is ranked by plan/estimate.py; the best few are priced (by
 schedule/forecast.py: their Programs, simulated), and the least pessimistic end of a band wins, for a planner must not
 live on a constant that the data does not pin down.
 """
@@ -80,9 +80,7 @@ def search(
     """
     tried = list(candidates(config, params, cluster, world, calibration))
     limit = usable_bytes(cluster)
-    fitting = sorted(
-        (each for each in tried if each.memory_bytes <= limit), key=lambda each: each.estimate.total
-    )
+    fitting = sorted((each for each in tried if each.memory_bytes <= limit), key=lambda each: each.estimate.total)
     if not fitting:
         least = min(tried, key=lambda each: each.memory_bytes)
         raise MemoryNeededError(
@@ -153,9 +151,7 @@ def _is_power(number: int) -> bool:
 
 
 def _with(config: Config, sizes: GroupSizes) -> Config:
-    return config.model_copy(
-        update={"zero": ZeroConfig(param=sizes.param, grad=sizes.grad, optim=sizes.optim)}
-    )
+    return config.model_copy(update={"zero": ZeroConfig(param=sizes.param, grad=sizes.grad, optim=sizes.optim)})
 
 
 def _with_buckets(candidate: Candidate, bucket_mb: float) -> Candidate:
@@ -174,9 +170,7 @@ def _distinct(fitting: Sequence[Candidate]) -> list[Candidate]:
     return chosen
 
 
-def _fallen(
-    tried: Sequence[Candidate], winner: Candidate, cluster: Cluster, world: int
-) -> Iterator[tuple[str, str]]:
+def _fallen(tried: Sequence[Candidate], winner: Candidate, cluster: Cluster, world: int) -> Iterator[tuple[str, str]]:
     """The best of each well-known plan against the winner, both as estimated."""
     node = min(world, cluster.ranks_per_node)
     known = {
@@ -199,5 +193,7 @@ def _fallen(
             continue
         best = min(fitting, key=lambda each: each.estimate.total)
         slower = best.estimate.total / winner.estimate.total - 1
-        exposed = format_seconds(best.estimate.exposed)
-        yield name, f"{slower:+.1%}: {exposed} of transfers not hidden, most on {best.estimate.slower_link} links"
+        data, exposed = best.config.data, format_seconds(best.estimate.exposed)
+        split = f"{data.micro_batch} x {data.grad_accum}, recompute {best.config.graph.recompute}"
+        link = best.estimate.slower_link
+        yield name, f"{slower:+.1%} as {split}: {exposed} of transfers not hidden, most on {link} links"

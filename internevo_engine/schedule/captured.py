@@ -11,6 +11,7 @@ import tempfile
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from internevo_engine.config.schema import Config
 from internevo_engine.schedule.graph_spec import CallSpec, GraphSpec, ValueSpec
@@ -59,14 +60,14 @@ def _code_hash() -> str:
 
 
 def _read(text: str) -> GraphSpec:
-    spec = json.loads(text)
+    spec: dict[str, Any] = json.loads(text)
     return GraphSpec(
-        calls=tuple(
-            CallSpec(
-                **{key: tuple(value) if isinstance(value, list) else value for key, value in call.items()}
-            )
-            for call in spec["calls"]
-        ),
+        calls=tuple(_call(call) for call in spec["calls"]),
         values=tuple(ValueSpec(**value) for value in spec["values"]),
         loss=tuple(spec["loss"]),
     )
+
+
+def _call(call: dict[str, Any]) -> CallSpec:
+    tuples = {key: tuple(call[key]) for key in ("reads", "writes", "params")}
+    return CallSpec(**{**call, **tuples})

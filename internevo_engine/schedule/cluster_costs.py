@@ -5,7 +5,7 @@ scheduler (C++) decides with and the simulator runs with.
 from dataclasses import dataclass
 
 from internevo_engine.plan.cluster import Cluster
-from internevo_engine.plan.cost import COLLECTIVE_BASE_S, Calibration, matmul_s, memory_rate, memory_s, near_rate
+from internevo_engine.plan.cost import Calibration, level_rate, matmul_s, memory_rate, memory_s
 from internevo_engine.program import Level
 from internevo_engine.schedule.costs import Rate, Transfer
 from internevo_engine.schedule.graph_spec import CallSpec
@@ -24,6 +24,8 @@ class ClusterCosts:
     cluster: Cluster
     calibration: Calibration
     micro_batch_tokens: int
+    bucket_bytes: float
+    """Of fp32 gradients, in the mean."""
     world: int
 
     @property
@@ -37,15 +39,10 @@ class ClusterCosts:
         return LAUNCH_NS + round(seconds * self.calibration.waiting(self.world) * 1e9)
 
     def transfer_rate(self, transfer: Transfer, level: Level) -> Rate:
-        """A ring over the level. Over a far one all ranks of a node send at once."""
+        """For a slice of a usual bucket, which the levels before have cut."""
         passes = 2 if transfer == "all_reduce" else 1
-        if level.link == "near":
-            hop_us, rate = self.cluster.near.hop_us, near_rate(self.cluster)
-        else:
-            spanned = level.size * level.stride / self.cluster.ranks_per_node
-            share = self.calibration.net_share(spanned)
-            hop_us, rate = self.cluster.far.hop_us, self.cluster.far_gb_per_s_of_rank * 1e9 * share
-        return _rate(COLLECTIVE_BASE_S + passes * (level.size - 1) * hop_us * 1e-6, rate)
+        num_bytes = self.bucket_bytes / level.stride
+        return _rate(*level_rate(level, passes, num_bytes, self.cluster, self.calibration))
 
 
 def _rate(latency_s: float, bytes_per_s: float) -> Rate:

@@ -1,5 +1,5 @@
-"""schedule: `python -m internevo_engine plan ...` and `simulate ...`: the planner and the simulator for people and, with
---json, for tools.
+"""schedule: `python -m internevo_engine plan ...` and `simulate ...`: the planner and the simulator for people and,
+with --json, for tools.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from internevo_engine.errors import PlanError
 from internevo_engine.plan.calibrate import Band
 from internevo_engine.plan.cluster import PRESETS, Cluster, load_cluster
 from internevo_engine.plan.published import read_runs
-from internevo_engine.plan.score import Prediction, Score, score
+from internevo_engine.plan.score import Prediction, Scalar, Score, score
 from internevo_engine.plan.search import Choice, Priced
 from internevo_engine.schedule.forecast import Forecast, calibration_of, choose, forecast
 from internevo_engine.schedule.report import bytes_sent
@@ -43,7 +43,7 @@ def simulate(arguments: Sequence[str]) -> int:
             return _scaling(rest)
         case ["score", *rest]:
             return _score(rest)
-    print("usage: python -m internevo_engine simulate run CONFIG [--cluster NAME|FILE] [--gpus N] [--json] [key=value ...]")
+    print("usage: python -m internevo_engine simulate run CONFIG [--cluster NAME|FILE] [--gpus N] [--json] [key=value]")
     print("       python -m internevo_engine simulate scaling CONFIG [--cluster NAME|FILE] [--plot FILE] [--json]")
     print("       python -m internevo_engine simulate score ROWS.csv [--fit ROWS.csv] [--json]")
     return 2
@@ -139,6 +139,7 @@ def describe_forecast(found: Forecast) -> str:
     spent = [(cause, seconds) for cause, seconds in found.causes.items() if seconds]
     total = sum(seconds for _, seconds in spent)
     links = {level.name: level.link for level in found.program.levels}
+    sent = bytes_sent(found.program).items()
     return "\n".join(
         [
             f"step      {_band(found.step_s)}, 9 times in 10",
@@ -146,7 +147,7 @@ def describe_forecast(found: Forecast) -> str:
             f"{found.mfu:.1%} of peak FLOPs",
             f"program   {found.program.hash[:16]}, {len(found.program.instructions)} instructions",
             f"memory    {format_bytes(memory.total)} a rank, {format_bytes(memory.states)} of it states",
-            *(f"  sent over {name:<4} {links.get(name, 'world'):<5} {format_bytes(n)}" for name, n in bytes_sent(found.program).items()),
+            *(f"  sent over {name:<4} {links.get(name, 'world'):<5} {format_bytes(n)}" for name, n in sent),
             "the step by what it is spent on (transfers: only what is not hidden)",
             *(f"  {cause:<12} {format_seconds(seconds):>8} {seconds / total:6.1%}" for cause, seconds in spent),
         ]
@@ -190,14 +191,20 @@ def describe_score(found: Score, predictions: Sequence[Prediction]) -> str:
     worst = sorted(predictions, key=lambda each: -abs(each.error))[:8]
     lines = [
         f"{found.rows} rows, {found.also_fitted} of them fitted too; {len(found.skipped)} skipped",
-        f"error  mean {found.mape:.2f} %, median {found.median:.2f} %, largest {found.max:.2f} %, bias {found.bias:+.2f} %",
+        f"error  mean {found.mape:.2f} %, median {found.median:.2f} %, largest {found.max:.2f} %, "
+        f"bias {found.bias:+.2f} %",
         f"       {found.trivial_mape:.2f} % for the guess that nothing changes with the number of GPUs",
         f"in the 90 % band: {found.in_band:.0f} % of the rows",
-        *(f"scalar {factor.factor:.3f} from {factor.num_rows} rows{'' if factor.held_out else ', the scored ones'}: {name}" for name, factor in found.scalars.items()),
+        *(_scalar_line(name, scalar) for name, scalar in found.scalars.items()),
         *(f"  {each.run.id:<28} {each.run.tokens_per_gpu_s:>8,.0f} published, {each.error:+.1%}" for each in worst),
         *(f"  {name:<28} skipped: {reason}" for name, reason in found.skipped.items()),
     ]
     return "\n".join(lines)
+
+
+def _scalar_line(name: str, scalar: Scalar) -> str:
+    origin = f"{scalar.num_rows} rows to fit" if scalar.held_out else f"the {scalar.num_rows} scored rows themselves"
+    return f"scalar {scalar.factor:.3f} from {origin}: {name}"
 
 
 def _choice_dict(choice: Choice) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""schedule: what a config's step takes on a cluster, before anything is run. Plans, takes the captured graph, schedules,
-simulates; hands on a `Forecast`. The planner's prices come from here.
+"""schedule: what a config's step takes on a cluster, before anything is run. Plans, takes the captured graph,
+schedules, simulates; hands on a `Forecast`. The planner's prices come from here.
 """
 
 from collections.abc import Mapping
@@ -45,7 +45,9 @@ class Forecast:
     @property
     def tokens_per_rank_s(self) -> Band:
         step = self.step_s
-        return Band(self.tokens_per_rank / step.middle, self.tokens_per_rank / step.high, self.tokens_per_rank / step.low)
+        return Band(
+            self.tokens_per_rank / step.middle, self.tokens_per_rank / step.high, self.tokens_per_rank / step.low
+        )
 
 
 def calibration_of(cluster: Cluster) -> Ensemble:
@@ -64,8 +66,10 @@ def forecast(config: Config, cluster: Cluster, world: int, ensemble: Ensemble) -
     plan = make_plan(config, parameters(config.model), cluster.topology(world))
     spec = captured(config, plan.dtype)
 
+    bucket_bytes = 4 * sum(bucket.numel for bucket in plan.buckets) / len(plan.buckets)
+
     def prices(calibration: Calibration) -> ClusterCosts:
-        return ClusterCosts(cluster, calibration, config.micro_batch_tokens, world)
+        return ClusterCosts(cluster, calibration, config.micro_batch_tokens, bucket_bytes, world)
 
     program = program_of_spec(plan, spec, prices(ensemble.middle))
     simulator = Simulator(program, spec)

@@ -1,6 +1,7 @@
 """The planner: memory first, then the pessimistic end of what a plan is priced at."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -74,5 +75,5 @@ def test_every_candidate_is_legal_on_16384_ranks() -> None:
     world = 16384
     for each in candidates(CONFIG, parameters(CONFIG.model), A100, world, Calibration()):
         sizes = (each.sizes.param, each.sizes.grad, each.sizes.optim, world)
-        assert all(large % small == 0 for small, large in zip(sizes, sizes[1:], strict=False))
+        assert all(large % small == 0 for small, large in pairwise(sizes))
         assert replace(each.estimate, gather=0, reduce=0, refresh=0).total <= each.estimate.total

@@ -70,9 +70,7 @@ def test_run_and_scaling_predict_with_a_band(tmp_path: Path, capsys: pytest.Capt
         (["plan", str(CONFIGS / "7B.yaml"), "graph.mode=hooks"], 2, "use graph.mode=graph"),
     ],
 )
-def test_mistakes_get_one_line(
-    arguments: list[str], code: int, text: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes_get_one_line(arguments: list[str], code: int, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == code
     captured = capsys.readouterr()
     assert text in captured.out + captured.err
