@@ -31,7 +31,7 @@ def scored(seed: int) -> Score:
 
 @pytest.mark.parametrize(("seed", "largest"), [(1, 9.0), (2, 9.0), (3, 11.0)])
 def test_a_random_third_of_internevos_rows_predicts_the_rest(seed: int, largest: float) -> None:
-    """Seed 3 misses ievo-t2-ckpt-1024-b2 by 10.5 %; its twin without recomputation, flagged in the file, took as long."""
+    """Seed 3 misses ievo-t2-ckpt-1024-b2 by 10.5 %; its twin without recomputation (flagged) took as long."""
     result = scored(seed)
     assert result.mape <= 2.5
     assert result.max <= largest
