@@ -8,7 +8,7 @@ a hop of a ring depends on can't be told at all, so each way is fitted and both 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import geometric_mean
+from statistics import mean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +78,7 @@ class Ensemble:
     @property
     def middle(self) -> System:
         """The members' mean, parameter by parameter, and the first way of counting hops."""
-        means = {name: geometric_mean([getattr(m, name) for m in self.members]) for name in FITTED}
+        means = {name: mean([getattr(m, name) for m in self.members]) for name in FITTED}
         return replace(self.members[0], **means)
 
 

@@ -181,5 +181,5 @@ _SIZES = ("gpus", "params", "layers", "hidden", "ffn", "heads", "vocab", "seq_le
 
 
 def _variant(notes: str) -> str:
-    words: Sequence[str] = re.sub(r"[-\d.%()]+", " ", notes.split(";")[0]).split()
+    words: Sequence[str] = re.sub(r"[-\d.%()]+|MFU|HFU", " ", notes.split(";")[0]).split()
     return " ".join(words)

@@ -6,7 +6,6 @@ themselves, and the score says which.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import as_file, files
@@ -52,8 +51,9 @@ class Score:
     median: float
     max: float
     bias: float
-    trivial_mape: float
-    """Of predicting what the smallest GPU count of the same table reached, over the same rows."""
+    trivial_mape: float | None
+    """Of predicting what the smallest GPU count of the same table reached, over the rows of more GPUs than that; null
+    if there are none."""
     rows: int
     skipped: Mapping[str, str]
     """Id of a row that can't be modelled -> why."""
@@ -134,14 +134,15 @@ def score(
     )
 
 
-def _trivial_mape(runs: Sequence[Run], known: Sequence[Run]) -> float:
+def _trivial_mape(runs: Sequence[Run], known: Sequence[Run]) -> float | None:
     smallest: dict[tuple[object, ...], Run] = {}
-    groups: dict[tuple[object, ...], list[Run]] = defaultdict(list)
-    for run in known:
-        groups[_but_gpus(run)].append(run)
-    for key, members in groups.items():
-        smallest[key] = min(members, key=lambda run: run.gpus)
-    return mean(abs(smallest[_but_gpus(run)].tokens_per_gpu_s / run.tokens_per_gpu_s - 1) * 100 for run in runs)
+    for run in sorted(known, key=lambda run: -run.gpus):
+        smallest[_but_gpus(run)] = run
+    guesses = [(run, smallest[_but_gpus(run)]) for run in runs]
+    errors = [
+        abs(guess.tokens_per_gpu_s / run.tokens_per_gpu_s - 1) * 100 for run, guess in guesses if guess.gpus < run.gpus
+    ]
+    return mean(errors) if errors else None
 
 
 def _but_gpus(run: Run) -> tuple[object, ...]:

@@ -193,7 +193,7 @@ def describe_score(found: Score, predictions: Sequence[Prediction]) -> str:
         f"{found.rows} rows, {found.also_fitted} of them fitted too; {len(found.skipped)} skipped",
         f"error  mean {found.mape:.2f} %, median {found.median:.2f} %, largest {found.max:.2f} %, "
         f"bias {found.bias:+.2f} %",
-        f"       {found.trivial_mape:.2f} % for the guess that nothing changes with the number of GPUs",
+        f"       {found.trivial_mape or 0:.2f} % for the guess that nothing changes with the number of GPUs",
         f"in the 90 % band: {found.in_band:.0f} % of the rows",
         *(_scalar_line(name, scalar) for name, scalar in found.scalars.items()),
         *(f"  {each.run.id:<28} {each.run.tokens_per_gpu_s:>8,.0f} published, {each.error:+.1%}" for each in worst),

@@ -35,6 +35,7 @@ def test_a_random_third_of_internevos_rows_predicts_the_rest(seed: int, largest:
     result = scored(seed)
     assert result.mape <= 2.5
     assert result.max <= largest
+    assert result.trivial_mape is not None
     assert result.mape < result.trivial_mape / 2
 
 

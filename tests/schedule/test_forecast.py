@@ -62,6 +62,12 @@ def test_run_and_scaling_predict_with_a_band(tmp_path: Path, capsys: pytest.Capt
     assert plot.stat().st_size > 10_000
 
 
+def test_a_measured_cluster_needs_no_published_run(capsys: pytest.CaptureFixture[str]) -> None:
+    config = [str(CONFIGS / "demo.yaml"), "zero.optim=2"]
+    assert main(["simulate", "run", *config, "--cluster", "lab", "--gpus", "4"]) == 0
+    assert "far reduce" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
