@@ -1,9 +1,9 @@
 """plan: which Hybrid-ZeRO plan is best on a cluster. Takes a config, a cluster and a `price`, hands on a `Choice`.
 
 Tried are group sizes x recomputation x splits of a rank's tokens into micro-batches x bucket sizes; the tokens of a
-step stay what the config says. Memory comes first; what fits is ranked by plan/estimate.py; the best few are priced (by
-schedule/forecast.py: their Programs, simulated), and the least pessimistic end of a band wins, for a planner must not
-live on a constant that the data does not pin down.
+step stay what the config says. Memory comes first; what fits is ranked by plan/estimate.py; the simplest of the best
+are priced (by schedule/forecast.py: their Programs, simulated), and the least pessimistic end of a band wins, for a planner
+must not live on a constant that the data does not pin down.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from internevo_engine.config.schema import Config, ZeroConfig
 from internevo_engine.errors import MemoryNeededError, PlanError
-from internevo_engine.plan.calibrate import Band
+from internevo_engine.plan.calibrate import NOISE, Band
 from internevo_engine.plan.cluster import Cluster
 from internevo_engine.plan.cost import Calibration
 from internevo_engine.plan.estimate import Estimate, Workload, estimate
@@ -29,6 +29,9 @@ RECOMPUTE = ("none", "selective", "full")
 BUCKETS_MB = (64.0, 256.0)
 NUM_PRICED = 4
 """Plans that are simulated, of those with the least estimates."""
+CLOSE = NOISE
+"""Plans that differ by less than a prediction's own error are alike; of them the one with the smallest groups is taken,
+for it depends on the fewest ranks and links."""
 
 
 @dataclass(frozen=True)
@@ -80,22 +83,22 @@ def search(
     """
     tried = list(candidates(config, params, cluster, world, calibration))
     limit = usable_bytes(cluster)
-    fitting = sorted((each for each in tried if each.memory_bytes <= limit), key=lambda each: each.estimate.total)
+    fitting = [each for each in tried if each.memory_bytes <= limit]
     if not fitting:
         least = min(tried, key=lambda each: each.memory_bytes)
         raise MemoryNeededError(
             f"no plan fits {world} ranks of {format_bytes(cluster.memory_gb * 1e9)}: the least, {least.name}, needs "
             f"{format_bytes(least.memory_bytes)}; take more ranks, fewer tokens a micro-batch or a smaller model"
         )
-    priced = [Priced(each, price(each.config)) for each in _distinct(fitting)]
-    best = min(priced, key=lambda each: each.step_s.high)
+    priced = [Priced(each, price(each.config)) for each in _worth_pricing(fitting)]
+    best = _simplest(priced)
     for bucket_mb in BUCKETS_MB:
         if bucket_mb != best.candidate.config.comm.bucket_mb:
             other = _with_buckets(best.candidate, bucket_mb)
             priced.append(Priced(other, price(other.config)))
-    ranked = sorted(priced, key=lambda each: each.step_s.high)
-    winner = ranked[0]
-    runner_up = next((each for each in ranked[1:] if each.candidate.sizes != winner.candidate.sizes), None)
+    winner = _simplest(priced)
+    others = [each for each in priced if each.candidate.sizes != winner.candidate.sizes]
+    runner_up = min(others, key=lambda each: each.step_s.high, default=None)
     return Choice(winner, runner_up, len(tried), len(fitting), dict(_fallen(tried, winner.candidate, cluster, world)))
 
 
@@ -159,15 +162,30 @@ def _with_buckets(candidate: Candidate, bucket_mb: float) -> Candidate:
     return replace(candidate, config=candidate.config.model_copy(update={"comm": comm}))
 
 
-def _distinct(fitting: Sequence[Candidate]) -> list[Candidate]:
-    """The first few, at most two of the same group sizes."""
+def _worth_pricing(fitting: Sequence[Candidate]) -> list[Candidate]:
+    """The simplest of the plans that are estimated close to the best, at most two of the same group sizes."""
+    close = (1 + CLOSE) * min(each.estimate.total for each in fitting)
     chosen: list[Candidate] = []
-    for each in fitting:
+    for each in sorted(fitting, key=lambda each: (max(each.estimate.total, close), _spread(each), each.estimate.total)):
         if sum(other.sizes == each.sizes for other in chosen) < 2:
             chosen.append(each)
         if len(chosen) == NUM_PRICED:
             break
     return chosen
+
+
+def _simplest(priced: Sequence[Priced]) -> Priced:
+    """Of those whose pessimistic ends are close to the least."""
+    close = (1 + CLOSE) * min(each.step_s.high for each in priced)
+    return min(
+        (each for each in priced if each.step_s.high <= close),
+        key=lambda each: (_spread(each.candidate), each.step_s.high),
+    )
+
+
+def _spread(candidate: Candidate) -> tuple[int, int, int]:
+    """Ranks that a state depends on, parameters first: they are gathered most often."""
+    return candidate.sizes.param, candidate.sizes.grad, candidate.sizes.optim
 
 
 def _fallen(tried: Sequence[Candidate], winner: Candidate, cluster: Cluster, world: int) -> Iterator[tuple[str, str]]:
@@ -196,4 +214,5 @@ def _fallen(tried: Sequence[Candidate], winner: Candidate, cluster: Cluster, wor
         data, exposed = best.config.data, format_seconds(best.estimate.exposed)
         split = f"{data.micro_batch} x {data.grad_accum}, recompute {best.config.graph.recompute}"
         link = best.estimate.slower_link
-        yield name, f"{slower:+.1%} as {split}: {exposed} of transfers not hidden, most on {link} links"
+        alike = "alike, but it needs larger groups; " if slower < CLOSE else ""
+        yield name, f"{alike}{slower:+.1%} as {split}: {exposed} of transfers not hidden, most on {link} links"

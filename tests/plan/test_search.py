@@ -66,6 +66,14 @@ def test_the_pessimistic_end_of_the_band_decides() -> None:
     assert choice.winner.candidate.sizes != first.sizes
 
 
+def test_of_plans_that_are_alike_the_one_with_the_smallest_groups_wins() -> None:
+    choice = search(CONFIG, parameters(CONFIG.model), A100, 64, Calibration(), lambda _: Band(1.0, 0.9, 1.1))
+    sizes = choice.winner.candidate.sizes
+    assert choice.runner_up is not None
+    other = choice.runner_up.candidate.sizes
+    assert (sizes.param, sizes.grad, sizes.optim) < (other.param, other.grad, other.optim)
+
+
 def test_a_model_too_large_for_every_plan_is_refused_with_the_least_that_it_needs() -> None:
     with pytest.raises(MemoryNeededError, match="no plan fits 8 ranks of 4 GB: the least, 8/8/8"):
         estimated(CONFIG, A100.model_copy(update={"memory_gb": 4}), world=8)
