@@ -2,8 +2,8 @@
 
 Tried are group sizes x recomputation x splits of a rank's tokens into micro-batches x bucket sizes; the tokens of a
 step stay what the config says. Memory comes first; what fits is ranked by plan/estimate.py; the simplest of the best
-are priced (by schedule/forecast.py: their Programs, simulated), and the least pessimistic end of a band wins, for a planner
-must not live on a constant that the data does not pin down.
+are priced (by schedule/forecast.py: their Programs, simulated), and the least pessimistic end of a band wins, for a
+planner must not live on a constant that the data does not pin down.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from internevo_engine import _core
 from internevo_engine.plan.cost import CONTENTION
-from internevo_engine.program import LANES, Instruction, Program, ProgramError
+from internevo_engine.program import LANES, Kind, Program, ProgramError
 from internevo_engine.schedule.costs import Prices
 from internevo_engine.schedule.graph_spec import GraphSpec
 from internevo_engine.schedule.make_program import native_costs
@@ -56,8 +56,9 @@ def causes(program: Program, spans: Sequence[Span]) -> dict[Cause, int]:
     Every moment in which something is computed counts as computing. The others are exposed: they count for the first of
     what is under way, in the order far links, near links, update, packing; 'waiting' if nothing is.
     """
+    links: Mapping[str | None, str] = {level.name: level.link for level in program.levels}
     edges = [
-        _Edge(time, _cause(each, program), change)
+        _Edge(time, _cause(each.kind, links.get(each.level, "")), change)
         for each, span in zip(program.instructions, spans, strict=True)
         if span.end > span.start
         for time, change in ((span.start, 1), (span.end, -1))
@@ -84,18 +85,16 @@ _ORDER: tuple[Cause, ...] = (
 )
 
 
-def _cause(each: Instruction, program: Program) -> Cause:
-    links: Mapping[str, str] = {level.name: level.link for level in program.levels}
-    link = links.get(each.level or "", "")
+def _cause(kind: Kind, link: str) -> Cause:
     names: Mapping[str, Cause] = {
-        "compute": "compute",
         "gather": f"{link} gather",
         "refresh": f"{link} gather",
         "reduce": f"{link} reduce",
-        "norm": "norm",
-        "update": "update",
+        "free": "pack and add",
+        "pack": "pack and add",
+        "accumulate": "pack and add",
     }
-    return names.get(each.kind, "pack and add")
+    return names.get(kind, kind)
 
 
 def busy_share(program: Program, spans: Sequence[Span]) -> dict[str, float]:
