@@ -11,6 +11,7 @@
 #include "core/error.h"
 #include "core/faults.h"
 #include "core/scheduling.h"
+#include "core/simulation.h"
 #include "runtime/watchdog.h"
 
 namespace py = pybind11;
@@ -18,6 +19,7 @@ using namespace py::literals;
 using ie::core::Bucket;
 using ie::core::Param;
 using ie::core::Rate;
+using ie::core::Simulation;
 using ie::runtime::Board;
 using ie::runtime::Slot;
 using ie::runtime::Watchdog;
@@ -42,6 +44,20 @@ std::string schedule(const std::string& header, std::vector<std::int64_t> call_n
                      std::vector<Rate> reduce, Rate memory, bool overlap) {
     const ie::core::Costs costs{std::move(call_ns), std::move(gather), std::move(reduce), memory};
     return print_program(schedule(ie::core::parse_program(header), costs, overlap));
+}
+
+// Parsed once, run for every cost table that is tried.
+std::vector<std::pair<std::int64_t, std::int64_t>> simulate(const Simulation& simulation,
+                                                            std::vector<std::int64_t> call_ns,
+                                                            std::vector<Rate> gather,
+                                                            std::vector<Rate> reduce, Rate memory,
+                                                            double contention) {
+    const ie::core::Costs costs{std::move(call_ns), std::move(gather), std::move(reduce), memory};
+    std::vector<std::pair<std::int64_t, std::int64_t>> spans;
+    for (const ie::core::Span& span : simulation.run(costs, contention)) {
+        spans.emplace_back(span.start, span.end);
+    }
+    return spans;
 }
 
 std::vector<std::string> check_program(const std::string& text) {
@@ -126,6 +142,11 @@ PYBIND11_MODULE(_core, m) {
 
     m.def("schedule", &schedule, "header"_a, py::kw_only(), "call_ns"_a, "gather"_a, "reduce"_a, "memory"_a,
           "overlap"_a, "The Program for a header, both as text. Raises ValueError.");
+    py::class_<Simulation>(m, "Simulation", "A Program that can be run on paper, for any costs.")
+        .def(py::init([](const std::string& text) { return Simulation(ie::core::parse_program(text)); }),
+             "text"_a)
+        .def("run", &simulate, py::kw_only(), "call_ns"_a, "gather"_a, "reduce"_a, "memory"_a, "contention"_a,
+             "Start and end of each instruction in ns. Raises ValueError.");
     m.def("check_program", &check_program, "text"_a,
           "One line for each problem. Raises ValueError if unreadable.");
     m.def("fault_points", &fault_points, "(name, where, actions) of each point; see core/faults.h.");

@@ -47,6 +47,18 @@ def _data(arguments: Sequence[str]) -> int:
     return data(arguments)
 
 
+def _plan(arguments: Sequence[str]) -> int:
+    from internevo_engine.schedule.commands import plan
+
+    return plan(arguments)
+
+
+def _simulate(arguments: Sequence[str]) -> int:
+    from internevo_engine.schedule.commands import simulate
+
+    return simulate(arguments)
+
+
 def _chaos(arguments: Sequence[str]) -> int:
     from internevo_engine.chaos.commands import chaos  # imports torch
 
@@ -91,6 +103,11 @@ VERBS: Mapping[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "doctor": ("what this machine has, and how to mend what it lacks", _doctor),
     "convert": ("a model to Hugging Face, or from Hugging Face, InternEvo or GGUF", _convert),
     "data": ("tokens for training: prepare them, look at them, mix them", _data),
+    "plan": ("the best plan for a cluster that need not be there, and why others fell", _plan),
+    "simulate": (
+        "what a step takes on such a cluster, how it scales, how well published runs fit",
+        _simulate,
+    ),
     "eval": ("held-out text in bits per byte, or tasks of lm-eval", _eval),
     "chat": ("a dialogue with a model, in the terminal or in a browser", _chat),
     "serve": ("a model behind OpenAI's HTTP interface", _serve),

@@ -60,6 +60,21 @@ def schedule(
 ) -> str:
     """The Program for a header, both as text (program.py); costs of its calls and levels. Raises ValueError."""
 
+class Simulation:
+    """A Program, parsed once; csrc/core/simulation.h has the contract. Raises ValueError if it can't be read."""
+
+    def __init__(self, text: str) -> None: ...
+    def run(
+        self,
+        *,
+        call_ns: Sequence[int],
+        gather: Sequence[Rate],
+        reduce: Sequence[Rate],
+        memory: Rate,
+        contention: float,
+    ) -> list[tuple[int, int]]:
+        """Start and end of each instruction, in ns from the start of the step. Raises ValueError."""
+
 def check_program(text: str) -> list[str]:
     """One line for each problem (csrc/core/checking.h); none: the Program is right. ValueError if it can't be read."""
 

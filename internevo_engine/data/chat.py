@@ -79,7 +79,7 @@ def encode_dialogue(document: Document, template: str, tokenizer: Tokenizer) -> 
 
 
 def encode_prompt(turns: Sequence[Turn], template: str, tokenizer: Tokenizer) -> list[int]:
-    """bos (unless BARE), the turns, and what stands before the words of the next answer: token for token what training saw.
+    """bos (but not for BARE), the turns, what stands before the next answer's words: token for token what training saw.
 
     Raises:
         DataError: the tokenizer has no piece for a mark of the template.

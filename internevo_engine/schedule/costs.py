@@ -7,7 +7,7 @@ share a table make the same decisions; JSON, so that rank 0's table can serve al
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from internevo_engine.program import Level, Link
 from internevo_engine.schedule.graph_spec import CallSpec
@@ -28,6 +28,21 @@ class Rate:
 
     def ns(self, num_bytes: int) -> int:
         return self.latency_ns + num_bytes * 1000 // self.bytes_per_us
+
+
+class Prices(Protocol):
+    """What scheduling asks of a cost table, whether measured or modelled for a described cluster."""
+
+    @property
+    def memory(self) -> Rate:
+        """A pass over local memory, its launch included."""
+        ...
+
+    def call_ns(self, call: CallSpec) -> int: ...
+
+    def transfer_rate(self, transfer: Transfer, level: Level) -> Rate:
+        """By bytes that each rank sends."""
+        ...
 
 
 @dataclass(frozen=True)

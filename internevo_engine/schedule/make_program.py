@@ -5,10 +5,11 @@ The deciding is done in C++ (csrc/core/scheduling.h); this is the way in and out
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
+from typing import TypedDict
 
 from internevo_engine import _core
 from internevo_engine.program import Call, FlatBucket, Level, Mode, Program, ProgramError, Value, parse_program
-from internevo_engine.schedule.costs import CostTable, Rate, Transfer
+from internevo_engine.schedule.costs import Prices, Rate, Transfer
 from internevo_engine.schedule.graph_spec import GraphSpec
 
 
@@ -75,7 +76,7 @@ def gather_window(uses: Sequence[Sequence[int]], sizes: Sequence[int], ahead: in
     return max((sum(sizes[bucket] for bucket in window) for window in windows), default=0)
 
 
-def make_program(header: Program, graph: GraphSpec, costs: CostTable, *, overlap: bool) -> Program:
+def make_program(header: Program, graph: GraphSpec, costs: Prices, *, overlap: bool) -> Program:
     """Schedule one step. Pure: equal arguments give an equal Program on every rank.
 
     Args:
@@ -88,10 +89,7 @@ def make_program(header: Program, graph: GraphSpec, costs: CostTable, *, overlap
     try:
         text = _core.schedule(
             header.text,
-            call_ns=[costs.call_ns(call) for call in graph.calls],
-            gather=[_native(costs.transfer_rate("all_gather", level)) for level in header.levels],
-            reduce=[_native(costs.transfer_rate(reduction_over(level), level)) for level in header.levels],
-            memory=_native(costs.memory),
+            **native_costs(costs, graph, header.levels),
             overlap=overlap,
         )
     except ValueError as error:
@@ -99,6 +97,25 @@ def make_program(header: Program, graph: GraphSpec, costs: CostTable, *, overlap
     program = parse_program(text)
     check(program)
     return program
+
+
+class NativeCosts(TypedDict):
+    """Prices as C++ takes them (csrc/core/costs.h)."""
+
+    call_ns: list[int]
+    gather: list[_core.Rate]
+    reduce: list[_core.Rate]
+    memory: _core.Rate
+
+
+def native_costs(costs: Prices, graph: GraphSpec, levels: Sequence[Level]) -> NativeCosts:
+    """Of every call, and of gathering and reducing over every level."""
+    return {
+        "call_ns": [costs.call_ns(call) for call in graph.calls],
+        "gather": [_native(costs.transfer_rate("all_gather", level)) for level in levels],
+        "reduce": [_native(costs.transfer_rate(reduction_over(level), level)) for level in levels],
+        "memory": _native(costs.memory),
+    }
 
 
 def check(program: Program) -> None:

@@ -9,7 +9,9 @@ from internevo_engine.models.loss import token_loss
 from internevo_engine.plan.plan import make_plan
 from internevo_engine.plan.topology import Topology
 from internevo_engine.program import Program
-from internevo_engine.schedule.step_program import modelled_costs, recompute_of, step_program
+from internevo_engine.schedule.graph_spec import GraphSpec
+from internevo_engine.schedule.lower import lower
+from internevo_engine.schedule.step_program import modelled_costs, program_of_spec, recompute_of
 
 
 def program_of(config: Config, topology: Topology) -> Program:
@@ -19,8 +21,16 @@ def program_of(config: Config, topology: Topology) -> Program:
         PlanError, CaptureError: the config can't be planned or captured.
     """
     plan = make_plan(config, parameters(config.model, config.lora), topology)
-    model = on_meta(config.model, config.data.seq_len, TORCH_DTYPES[plan.dtype], config.lora)
+    return program_of_spec(plan, capture_spec(config, plan.dtype), modelled_costs(plan))
+
+
+def capture_spec(config: Config, dtype: str) -> GraphSpec:
+    """One micro-batch of a config's decoder, captured on meta tensors.
+
+    Raises:
+        CaptureError: the config can't be captured.
+    """
+    model = on_meta(config.model, config.data.seq_len, TORCH_DTYPES[dtype], config.lora)
     shape = {"seq_len": config.data.seq_len, "micro_batch": config.data.micro_batch}
     example = RandomCorpus(config.model.vocab, **shape, seed=config.run.seed).micro_batch(0, 0, 1)
-    graph = capture(model, token_loss, example, recompute=recompute_of(config.graph))
-    return step_program(plan, graph, modelled_costs(plan))
+    return lower(capture(model, token_loss, example, recompute=recompute_of(config.graph)))

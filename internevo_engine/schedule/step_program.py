@@ -6,7 +6,8 @@ from internevo_engine.graph.step_graph import StepGraph
 from internevo_engine.plan.memory import DTYPE_BYTES
 from internevo_engine.plan.plan import Plan
 from internevo_engine.program import Program
-from internevo_engine.schedule.costs import MODELLED, CostTable
+from internevo_engine.schedule.costs import MODELLED, CostTable, Prices
+from internevo_engine.schedule.graph_spec import GraphSpec
 from internevo_engine.schedule.lower import lower
 from internevo_engine.schedule.make_program import make_header, make_program
 
@@ -17,7 +18,11 @@ def step_program(plan: Plan, graph: StepGraph, costs: CostTable) -> Program:
     Raises:
         ProgramError: the checker refuses the result.
     """
-    spec = lower(graph)
+    return program_of_spec(plan, lower(graph), costs)
+
+
+def program_of_spec(plan: Plan, spec: GraphSpec, costs: Prices) -> Program:
+    """The same for a graph that was lowered before."""
     header = make_header(
         spec,
         plan.buckets,

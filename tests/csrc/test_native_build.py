@@ -43,6 +43,7 @@ def sanitized_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "program",
         "scheduling",
         "checking",
+        "simulation",
         "exact_sum",
         "faults",
         "kernels",
