@@ -112,7 +112,8 @@ def candidates(
     """Every plan that is legal, whether it fits or not."""
     topology = cluster.topology(world)
     dtype = resolve_dtype(config.model, cluster.device)
-    numel = sum(param.numel for param in params)
+    trained = sum(param.numel for param in params if param.trained)
+    frozen = sum(param.numel for param in params if not param.trained)
     for split in _splits(config):
         for sizes in _group_sizes(world, topology.ranks_per_host):
             trial = _with(split, sizes)
@@ -121,9 +122,8 @@ def candidates(
                 mode = reduction_mode(trial.step, world)
             except PlanError:
                 continue
-            states = forecast_states(
-                [numel], dtype=dtype, sizes=sizes, mode=mode, grad_accum=trial.data.grad_accum, device=cluster.device
-            )
+            job = {"dtype": dtype, "mode": mode, "grad_accum": trial.data.grad_accum, "device": cluster.device}
+            states = forecast_states(trained, frozen, sizes=sizes, **job)
             memory = replace(states, **decoder_activations(trial, dtype))
             work = Workload(trial, params, dtype)
             yield Candidate(trial, sizes, memory.total, estimate(work, digits, cluster, calibration, world))

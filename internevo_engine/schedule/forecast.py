@@ -63,10 +63,10 @@ def forecast(config: Config, cluster: Cluster, world: int, ensemble: Ensemble) -
     Raises:
         ConfigError, PlanError, CaptureError: the config can't be planned or captured.
     """
-    plan = make_plan(config, parameters(config.model), cluster.topology(world))
+    plan = make_plan(config, parameters(config.model, config.lora), cluster.topology(world))
     spec = captured(config, plan.dtype)
 
-    bucket_bytes = 4 * sum(bucket.numel for bucket in plan.buckets) / len(plan.buckets)
+    bucket_bytes = 4 * sum(bucket.numel for bucket in plan.trained_buckets) / len(plan.trained_buckets)
 
     def prices(calibration: Calibration) -> ClusterCosts:
         return ClusterCosts(cluster, calibration, config.micro_batch_tokens, bucket_bytes, world)
@@ -96,7 +96,7 @@ def choose(config: Config, cluster: Cluster, world: int, ensemble: Ensemble) -> 
     """
     return search(
         config,
-        parameters(config.model),
+        parameters(config.model, config.lora),
         cluster,
         world,
         ensemble.middle,
