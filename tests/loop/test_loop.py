@@ -22,7 +22,8 @@ RESULT = StepResult(loss=2.5, grad_norm=0.7, lr=1e-4, tokens=131072, stop=False)
 
 def measure(device: str):
     meter = Meter(MODEL, LoraConfig(), seq_len=2048, world=8, device_name=device)
-    return meter.measure(RESULT, step=3, tokens=393216, step_tokens=131072, squared_lengths=8 * 2048**2, seconds=4.0)
+    counts = {"step": 3, "tokens": 393216, "step_tokens": 131072, "squared_lengths": 8 * 2048**2, "skipped": 0}
+    return meter.measure(RESULT, seconds=4.0, **counts)
 
 
 def test_rates_are_per_rank_and_flops_come_in_both_countings():

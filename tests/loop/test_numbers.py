@@ -14,6 +14,7 @@ from internevo_engine.config.schema import RunConfig
 from internevo_engine.data.packing import MicroBatch, PackedCorpus
 from internevo_engine.engine import Engine
 from internevo_engine.errors import NumbersError
+from internevo_engine.loop import begin
 from internevo_engine.loop import train as loop
 from internevo_engine.loop.fingerprint import first_difference
 from internevo_engine.loop.numbers import Numbers
@@ -74,7 +75,7 @@ def poison(patch: pytest.MonkeyPatch, batches: set[int], factor: float) -> None:
         return loss_sum * torch.where(batch.positions[0] == MARK, factor, 1.0), count
 
     patch.setattr(PackedCorpus, "micro_batch", micro_batch)
-    patch.setattr(loop, "token_loss", loss)
+    patch.setattr(begin, "token_loss", loss)
 
 
 @pytest.fixture
