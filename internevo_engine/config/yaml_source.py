@@ -110,14 +110,15 @@ def _compose(text: str) -> yaml.Node | None:
     """
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        mark: Any = event.start_mark  # the stubs know two classes of marks
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
-            raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH}", problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH}", problem_mark=mark)
         if getattr(event, "tag", None):
-            raise yaml.MarkedYAMLError(problem="tags (!name) aren't read; leave it out", problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem="tags (!name) aren't read; leave it out", problem_mark=mark)
         if isinstance(event, yaml.AliasEvent):
             raise yaml.MarkedYAMLError(
-                problem="aliases (*name) aren't read; write it out, or use base:", problem_mark=event.start_mark
+                problem="aliases (*name) aren't read; write it out, or use base:", problem_mark=mark
             )
     return yaml.compose(text, Loader=yaml.SafeLoader)
 
