@@ -31,7 +31,7 @@ data: {{train: random, seq_len: 16, micro_batch: 2, grad_accum: 2}}
 optim: {{lr: 1e-2, eta_min: 1e-3}}
 comm: {{reduction: ordered, bucket_mb: 0.02}}
 graph: {{compile: eager}}
-launch: {{nproc: {WORLD}, device: cpu}}
+launch: {{nproc: {WORLD}, device: cpu, restarts: 0}}
 run: {{steps: {STEPS}, guard: full, allow_faults: true}}
 checkpoint: {{every: {EVERY}, keep: 1}}
 """
