@@ -1,20 +1,19 @@
 """runtime: measured cost tables on disk, so that a second start of the same kind of job measures nothing.
 
-One JSON file for each kind in $XDG_CACHE_HOME/internevo_engine/costs (~/.cache where that is unset), on the host of
-rank 0. Whoever changes the network under the same hosts deletes the folder.
+One JSON file for each kind in the folder `costs` (schedule/kept.py), on the host of rank 0. Whoever changes the
+network under the same hosts deletes the folder.
 """
 
-import hashlib
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from internevo_engine.schedule.costs import CostTable
+from internevo_engine.schedule.kept import keep, kept_path
 
 FORMAT = 1
 JobKind = Mapping[str, str | int]
@@ -32,9 +31,7 @@ def host_kind(device: torch.device) -> str:
 
 def path_of(kind: JobKind) -> Path:
     """Where the table of this kind of job is kept."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    key = json.dumps({**kind, "format": FORMAT}, sort_keys=True)
-    return root / "internevo_engine" / "costs" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    return kept_path("costs", {**kind, "format": FORMAT})
 
 
 def read(kind: JobKind) -> CostTable | None:
@@ -49,8 +46,4 @@ def write(kind: JobKind, costs: CostTable) -> None:
     Raises:
         OSError: the folder can't be written.
     """
-    path = path_of(kind)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-        json.dump({"kind": dict(kind), "costs": json.loads(costs.json())}, file, indent=1)
-    os.replace(file.name, path)
+    keep(path_of(kind), json.dumps({"kind": dict(kind), "costs": json.loads(costs.json())}, indent=1))

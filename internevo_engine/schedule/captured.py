@@ -1,13 +1,12 @@
 """schedule: captured micro-batches on disk, so that a model is captured once for all plans and worlds that are tried.
 
-One JSON file for each model, shape and recomputation in $XDG_CACHE_HOME/internevo_engine/graphs (~/.cache where that is
-unset). Its name holds a hash of the code that captures, so a changed engine captures anew.
+One JSON file for each model, adapters, shape and recomputation in the folder `graphs` (kept.py). Its name depends on
+the code that captures too, so a changed engine captures anew.
 """
 
 import hashlib
 import json
-import os
-import tempfile
+import sys
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from internevo_engine.config.schema import Config
 from internevo_engine.schedule.graph_spec import CallSpec, GraphSpec, ValueSpec
+from internevo_engine.schedule.kept import keep, kept_path
 
 _PACKAGE = Path(__file__).parent.parent
 
@@ -31,25 +31,24 @@ def captured(config: Config, dtype: str) -> GraphSpec:
     from internevo_engine.schedule.show import capture_spec  # imports torch
 
     spec = capture_spec(config, dtype)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-        json.dump(asdict(spec), file)
-    os.replace(file.name, path)
+    try:
+        keep(path, json.dumps(asdict(spec)))
+    except OSError as error:  # which costs the next start seconds, and this one nothing
+        print(f"the captured graph can't be kept in {error.filename}: {error.strerror}", file=sys.stderr)
     return spec
 
 
 def _path(config: Config, dtype: str) -> Path:
     kind = {
         "model": config.model.model_dump(mode="json"),
+        "lora": config.lora.model_dump(mode="json"),
         "seq_len": config.data.seq_len,
         "micro_batch": config.data.micro_batch,
         "recompute": config.graph.model_dump(mode="json")["recompute"],
         "dtype": dtype,
         "code": _code_hash(),
     }
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    key = hashlib.sha256(json.dumps(kind, sort_keys=True).encode()).hexdigest()[:16]
-    return root / "internevo_engine" / "graphs" / f"{key}.json"
+    return kept_path("graphs", kind)
 
 
 @cache
