@@ -90,10 +90,10 @@ def _run(arguments: argparse.Namespace, overrides: Sequence[str], place: Place |
 
 
 def _supervise(command: Sequence[str], config: Config, plan: Plan) -> int:
-    from internevo_engine.checkpoint.remote import open_storage
+    from internevo_engine.checkpoint.remote import storage_of
 
     folder = folder_of(config)
-    storage = open_storage(config.checkpoint.dir or str(folder / "checkpoints"))
+    storage = storage_of(config, folder)
     return supervise(
         command,
         plan.topology.world,

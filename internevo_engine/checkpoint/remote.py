@@ -15,6 +15,7 @@ import fsspec
 from internevo_engine.checkpoint.local import LocalStorage
 from internevo_engine.checkpoint.manifest import FILE
 from internevo_engine.checkpoint.storage import Storage, Write, step_name, step_of
+from internevo_engine.config.schema import Config
 from internevo_engine.errors import CheckpointError, ConfigError, StorageError
 
 
@@ -32,6 +33,11 @@ def open_storage(url: str) -> Storage:
     except (ImportError, ValueError) as error:
         raise ConfigError(f"checkpoint.dir={url}: {error}; install the package, or name a folder") from None
     return RemoteStorage(filesystem, str(root), url)
+
+
+def storage_of(config: Config, run: Path) -> Storage:
+    """Where the checkpoints of a run in the folder `run` are. Raises ConfigError as `open_storage`."""
+    return open_storage(config.checkpoint.dir or str(run / "checkpoints"))
 
 
 class RemoteFolder:

@@ -167,6 +167,11 @@ def _refuse_combinations(config: Config, train: tuple[Source, ...], valid: tuple
             raise DataError(message)
 
 
+def cache_of(config: Config, run: Path) -> Path:
+    """Where the tokens and the trained tokenizer of a run in the folder `run` are."""
+    return Path(config.data.cache) if config.data.cache else run.parent / "tokens"
+
+
 def tokenizer_of(config: Config, cache: Path) -> Tokenizer | None:
     """The tokenizer of a run that has begun; None: it knows tokens only.
 

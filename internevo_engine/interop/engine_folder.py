@@ -25,7 +25,7 @@ from internevo_engine.interop.adapters import BASE, SETTINGS, Adapters, Base, Me
 from internevo_engine.interop.formats import checked_moves, open_source
 from internevo_engine.interop.names import Move
 from internevo_engine.interop.sources import Hints, Source
-from internevo_engine.interop.tensors import OpenTensors, open_folder, read_json, read_moves
+from internevo_engine.interop.tensors import OpenTensors, Tensors, open_folder, read_json, read_moves
 from internevo_engine.models.families import architecture, parameters
 
 
@@ -118,10 +118,10 @@ def _merged(folder: Path, config: Config) -> OpenTensors:
 
 
 @torch.no_grad()
-def load_weights(model: nn.Module, folder: EngineFolder) -> None:
-    """Fill the parameters of `model`, a Decoder of folder.config.model, one at a time, in its own dtype and device."""
-    for name, parameter in model.named_parameters():
-        parameter.copy_(folder.tensors.read(name))
+def load_weights(model: nn.Module, tensors: Tensors) -> None:
+    """Fill the parameters of `model`, a Decoder, that there are tensors for, one at a time, in its dtype and device."""
+    for name in tensors.shapes:
+        model.get_parameter(name).copy_(tensors.read(name))
 
 
 def write_config(folder: Path, model: ModelConfig, max_len: int) -> None:

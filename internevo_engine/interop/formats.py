@@ -1,6 +1,6 @@
 """interop: the table of formats that models come from. Opens a path as a Source, whichever it is.
 
-import_engine.py writes an engine folder from it, weights.py fills a model that is about to be trained.
+import_engine.py writes an engine folder from it, engine_folder.py makes it look like one.
 """
 
 from collections.abc import Callable

@@ -7,15 +7,13 @@ from dataclasses import asdict
 from math import isclose
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from internevo_engine.config.schema import Config, ModelConfig
 from internevo_engine.errors import ConfigError, DataError
 from internevo_engine.interop.adapters import Adapters, read_settings
-from internevo_engine.interop.engine_folder import EngineFolder, open_model
+from internevo_engine.interop.engine_folder import EngineFolder, load_weights, open_model
 from internevo_engine.interop.sources import Hints
-from internevo_engine.interop.tensors import Tensors
 from internevo_engine.models.families import architecture
 
 TRAINING_ONLY = ("init_std", "embed_init_std", "scaled_init", "embed_grad_scale")
@@ -52,7 +50,6 @@ def check_initial(config: Config) -> None:
         open_adapters(config).__exit__()
 
 
-@torch.no_grad()
 def fill(model: nn.Module, config: Config) -> None:
     """Copy the weights of run.init, and the adapters of lora.init, into `model`, in its own dtype and device.
 
@@ -64,10 +61,10 @@ def fill(model: nn.Module, config: Config) -> None:
     """
     found = open_initial(config)
     with found.tensors as tensors:
-        _copy(tensors, model)
+        load_weights(model, tensors)
     if config.lora.init is not None:
         with open_adapters(config) as adapters:
-            _copy(adapters, model)
+            load_weights(model, adapters)
 
 
 def open_adapters(config: Config) -> Adapters:
@@ -86,11 +83,6 @@ def open_adapters(config: Config) -> Adapters:
             f"the config asks rank={ours.rank}, alpha={ours.alpha:g}, targets={sorted(ours.targets)}: make them equal"
         )
     return Adapters(folder, config.model, config.lora)
-
-
-def _copy(tensors: Tensors, model: nn.Module) -> None:
-    for name in tensors.shapes:
-        model.get_parameter(name).copy_(tensors.read(name))
 
 
 def _differences(theirs: ModelConfig, ours: ModelConfig) -> list[str]:

@@ -6,7 +6,7 @@ import torch
 
 from internevo_engine.config.schema import Config
 from internevo_engine.data.packing import MicroBatch
-from internevo_engine.data.prepare import Prepared, prepare
+from internevo_engine.data.prepare import Prepared, cache_of, prepare
 from internevo_engine.engine import Engine
 from internevo_engine.errors import ConfigError
 from internevo_engine.interop.adapters import Base
@@ -36,9 +36,8 @@ def use_device(device: Device, place: Place, machine: Machine, mode: Mode) -> to
 def prepare_data(config: Config, communicator: Communicator, recorder: Recorder) -> Prepared:
     if config.data.train == "random":
         recorder.say("training on random tokens: no corpus was given (data.train=path/to/text trains on yours)")
-    cache = Path(config.data.cache) if config.data.cache else recorder.path.parent / "tokens"
     with communicator.rank_0_first("data"):
-        return prepare(config, cache, recorder.say)
+        return prepare(config, cache_of(config, recorder.path), recorder.say)
 
 
 def frozen_base(config: Config, communicator: Communicator) -> Base | None:

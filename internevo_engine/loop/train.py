@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from internevo_engine.checkpoint.remote import open_storage
+from internevo_engine.checkpoint.remote import storage_of
 from internevo_engine.checkpoint.save import Saver
 from internevo_engine.checkpoint.storage import Storage
 from internevo_engine.checkpoint.view import view_of
@@ -64,7 +64,7 @@ def train(config: Config, place: Place = ALONE, command: Sequence[str] = ()) -> 
     plan = make_plan(config, parameters(config.model, config.lora), topology)
     check_memory(config, plan)
     torch_device = use_device(device, place, machine, plan.mode)
-    storage = open_storage(config.checkpoint.dir or str(folder_of(config) / "checkpoints"))
+    storage = storage_of(config, folder_of(config))
     is_restart = is_of_job(folder_of(config), place.job)
     goes_on = (is_restart or config.checkpoint.resume == "auto") and bool(storage.steps())
     if goes_on:
@@ -89,8 +89,9 @@ def train(config: Config, place: Place = ALONE, command: Sequence[str] = ()) -> 
                 saver.save(0, Cursor.of(config, plan, data, progress).as_extra())
             back = partial(go_back, config, engine, data, base, storage, communicator, recorder, progress.run_id)
             watch.enter("loop")
-            arguments = (config, engine, data, communicator, recorder, saver, stop, progress, back, watch)
-            progress, interrupted = _steps(*arguments)
+            progress, interrupted = _steps(
+                config, engine, data, communicator, recorder, saver, stop, progress, back, watch
+            )
             watch.enter("save")
             saver.save(engine.num_steps_done, Cursor.of(config, plan, data, progress).as_extra())
             watch.enter("end")

@@ -12,20 +12,18 @@ import torch
 from torch import Tensor
 
 from internevo_engine.checkpoint.load import read_manifest, read_masters
-from internevo_engine.checkpoint.remote import open_storage
+from internevo_engine.checkpoint.remote import storage_of
 from internevo_engine.checkpoint.storage import Storage
 from internevo_engine.config.load import load_config
 from internevo_engine.config.schema import ModelConfig
-from internevo_engine.data.prepare import tokenizer_of
+from internevo_engine.data.prepare import cache_of, tokenizer_of
 from internevo_engine.errors import CheckpointError, DataError
-from internevo_engine.interop.engine_folder import open_engine
-from internevo_engine.interop.from_hf import open_hf
-from internevo_engine.interop.names import moves
+from internevo_engine.interop.engine_folder import open_model
 from internevo_engine.interop.sources import Hints
-from internevo_engine.interop.tensors import DTYPES, check, read_json, read_moves
+from internevo_engine.interop.tensors import read_json
 from internevo_engine.loop.run_folder import read_state
 from internevo_engine.models.decoder import Decoder
-from internevo_engine.models.families import architecture, parameters
+from internevo_engine.models.families import parameters
 from internevo_engine.models.initialize import TORCH_DTYPES, allocate
 from internevo_engine.runtime.machine import choose_device, probe_machine
 from internevo_engine.serve.dialogue import TEMPLATE_OF, Prompt, jinja_prompt, table_prompt
@@ -94,13 +92,14 @@ def load_model(path: Path, device: str = "auto") -> LanguageModel:
 def _open_run(path: Path, stack: ExitStack) -> Found:
     """While a run is under way, RUN/final is of an earlier start or not there."""
     if (path / "final").is_dir() and read_state(path).get("state") in ("finished", "interrupted"):
-        return _open_engine(path / "final", stack)
+        return _open_folder(path / "final", stack)
     config = load_config(path / "config.yaml")
-    tokenizer = tokenizer_of(config, Path(config.data.cache) if config.data.cache else path.parent / "tokens")
+    if config.lora.rank:
+        raise DataError(f"{path} trains adapters, which only RUN/final has merged; wait for its end, or stop it")
+    tokenizer = tokenizer_of(config, cache_of(config, path))
     if tokenizer is None:
         raise DataError(f"{path} was trained on tokens, and data.tokenizer=null: what they mean isn't known")
-    storage = open_storage(config.checkpoint.dir or str(path / "checkpoints"))
-    folder, dtype, masters = _newest(storage, config.model)
+    folder, dtype, masters = _newest(storage_of(config, path), config.model)
     vocabulary = SentencePieceVocabulary(tokenizer)
     return Found(folder, config.model, config.data.seq_len, dtype, masters.items(), vocabulary, config.data.chat)
 
@@ -121,40 +120,25 @@ def _newest(storage: Storage, model: ModelConfig) -> tuple[Path, torch.dtype, di
     raise CheckpointError(problem)
 
 
-def _open_engine(path: Path, stack: ExitStack) -> Found:
-    engine = open_engine(path)
-    tensors, config = stack.enter_context(engine.tensors), engine.config
+def _open_folder(path: Path, stack: ExitStack) -> Found:
+    """An engine folder or a Hugging Face folder, its tensors under our names."""
+    folder = open_model(path, Hints())
+    tensors, config = stack.enter_context(folder.tensors), folder.config
     return Found(
-        engine.path,
+        folder.path,
         config.model,
         config.data.seq_len,
         tensors.read("norm.weight").dtype,
         ((param.name, tensors.read(param.name)) for param in parameters(config.model)),
-        open_vocabulary(engine.path, config.model.vocab),
+        open_vocabulary(folder.path, config.model.vocab),
         config.data.chat,
-    )
-
-
-def _open_hf(path: Path, stack: ExitStack) -> Found:
-    source = open_hf(path, Hints(), path, stack)
-    planned = moves(source.table, source.model)
-    check(source.tensors, planned, path, ignored=source.ignored)
-    (norm,) = (move for move in planned if move.param.name == "norm.weight")
-    dtype = source.tensors.read(norm.names[0]).dtype
-    return Found(
-        path,
-        source.model,
-        source.max_len,
-        DTYPES.get(dtype, dtype),
-        read_moves(source.tensors, planned, architecture(source.model)),
-        open_vocabulary(path, source.model.vocab),
     )
 
 
 _KINDS: tuple[tuple[str, Callable[[Path, ExitStack], Found]], ...] = (
     ("run.json", _open_run),
-    ("config.yaml", _open_engine),
-    ("config.json", _open_hf),
+    ("config.yaml", _open_folder),
+    ("config.json", _open_folder),
 )
 """The file that tells a kind, and how it is opened."""
 

@@ -54,7 +54,7 @@ def read_engine(folder: Path, seq_len: int = SEQ_LEN) -> Decoder:
     opened = open_engine(folder)
     decoder = build(opened.config.model, seq_len, torch.float32, CPU, seed=0)
     with opened.tensors:
-        load_weights(decoder, opened)
+        load_weights(decoder, opened.tensors)
     return decoder
 
 

@@ -47,6 +47,17 @@ def test_a_run_under_way_speaks_from_its_newest_checkpoint_that_verifies(tiny: T
         load_model(tiny.run, "cpu")
 
 
+def test_a_run_that_trains_adapters_speaks_when_they_are_merged(tiny: Tiny) -> None:
+    assert run([tiny.config]) == 0
+    adapted = tiny.folder / "adapted"
+    assert run([tiny.config, f"run.dir={adapted}", f"run.init={tiny.run}", "lora.rank=2", "run.steps=2"]) == 0
+    assert said(load_model(adapted, "cpu"))
+    state = json.loads((adapted / "run.json").read_text())
+    (adapted / "run.json").write_text(json.dumps({**state, "state": "running"}))
+    with pytest.raises(DataError, match="trains adapters, which only RUN/final has merged; wait for its end"):
+        load_model(adapted, "cpu")
+
+
 def test_a_run_whose_tokenizer_is_gone_says_so(tiny: Tiny) -> None:
     assert run([tiny.config]) == 0
     state = json.loads((tiny.run / "run.json").read_text())
