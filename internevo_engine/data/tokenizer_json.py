@@ -6,31 +6,41 @@ Marks that somebody spells out in a text stay text, as with sentencepiece's cont
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from internevo_engine.errors import DataError
 
+if TYPE_CHECKING:
+    import tokenizers
+
 SETTINGS = "generation_config.json"
 """Says which ids are bos and eos; stands beside tokenizer.json."""
+
+
+def parse(raw: bytes, named: str) -> "tokenizers.Tokenizer":
+    """The content of a tokenizer.json, which errors call `named`.
+
+    Raises:
+        DataError: the package is missing, or the file is no tokenizer.
+    """
+    try:
+        import tokenizers  # optional: comes with the extras [hf] and [chat]
+    except ImportError:
+        raise DataError(f"{named} needs the package tokenizers: pip install 'internevo-engine[hf]'") from None
+    try:
+        return tokenizers.Tokenizer.from_str(raw.decode())
+    except Exception as error:  # the package raises nothing more special
+        raise DataError(
+            f"{named} is not a tokenizer.json: it can't be read as a tokenizer ({error}); copy it again"
+        ) from error
 
 
 class JsonProcessor:
     """One tokenizer.json, read by the package tokenizers."""
 
     def __init__(self, path: Path, raw: bytes) -> None:
-        """Parse it.
-
-        Raises:
-            DataError: the package is missing, or the file is no tokenizer.
-        """
-        try:
-            from tokenizers import Tokenizer
-        except ImportError:
-            raise DataError(f"data.tokenizer={path} needs tokenizers: pip install 'internevo-engine[hf]'") from None
-        try:
-            self._tokenizer = Tokenizer.from_str(raw.decode())
-        except Exception as error:  # the package raises Exception itself
-            raise DataError(f"data.tokenizer={path} is not a tokenizer.json: {error}; copy it again") from error
+        """Raises DataError as `parse`."""
+        self._tokenizer = parse(raw, f"data.tokenizer={path}")
         self._tokenizer.encode_special_tokens = True
         self._ids = _bos_and_eos(path.parent / SETTINGS)
 

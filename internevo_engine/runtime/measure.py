@@ -166,7 +166,7 @@ class _Trial:
         repeats, spent = REPEATS, 0
         for number, num_bytes in enumerate(self._sizes):
             if number >= 2:
-                repeats = self._affordable(spent * num_bytes // self._sizes[number - 1])
+                repeats = repeats and self._affordable(spent * num_bytes // self._sizes[number - 1])
             rows = [self._row(num_bytes, pieces, repeats) for pieces in self._pieces(num_bytes) if repeats]
             spent = sum(row.ns for row in rows)
             yield from rows

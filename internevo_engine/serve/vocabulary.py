@@ -5,14 +5,12 @@ load.py opens it; dialogue.py, generate.py and evaluate.py ask it. Files are rea
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from internevo_engine.data.tokenizer_json import parse
 from internevo_engine.data.tokenizers import Tokenizer, load_tokenizer
 from internevo_engine.errors import DataError
 from internevo_engine.interop.hf_files import SENTENCEPIECE
-
-if TYPE_CHECKING:
-    import tokenizers
 
 TOKENIZER_JSON = "tokenizer.json"
 
@@ -55,7 +53,7 @@ class HfVocabulary:
 
     def __init__(self, path: Path, vocab: int) -> None:
         """Raises DataError where the file can't be read or has ids that the embedding, `vocab` rows, doesn't have."""
-        self._tokenizer = _read(path)
+        self._tokenizer = parse(path.read_bytes(), str(path))
         largest = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
         if largest >= vocab:
             raise DataError(f"{path} has token id {largest}, the model's embedding {vocab} rows: not of one model")
@@ -91,16 +89,3 @@ def open_vocabulary(folder: Path, vocab: int) -> SentencePieceVocabulary | HfVoc
     if (folder / SENTENCEPIECE).is_file():
         return SentencePieceVocabulary(load_tokenizer(folder / SENTENCEPIECE, vocab))
     raise DataError(f"{folder} has no tokenizer; put its {SENTENCEPIECE} or {TOKENIZER_JSON} there")
-
-
-def _read(path: Path) -> "tokenizers.Tokenizer":
-    try:
-        import tokenizers  # optional: comes with the extras [hf] and [chat]
-    except ImportError:
-        raise DataError(
-            f"{path}: reading it needs the package tokenizers: pip install 'internevo-engine[hf]'"
-        ) from None
-    try:
-        return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the package raises nothing more special
-        raise DataError(f"{path} can't be read as a tokenizer: {error}; copy it again") from error
