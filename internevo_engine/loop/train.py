@@ -75,13 +75,14 @@ def train(config: Config, place: Place = ALONE, command: Sequence[str] = ()) -> 
         with recorder.state(), stop_on_request(recorder.stop_file) as stop:
             communicator = Communicator(place, torch_device, ())
             data = prepare_data(config, communicator, recorder)
-            if faults := plan_of_faults(os.environ, allowed=config.run.allow_faults):
-                arm_faults(faults, seed=config.run.seed, rank=place.rank, log=recorder.faults_armed(faults))
             base = frozen_base(config, communicator)
             watch.enter("compile")
             model = build_model(config, plan, place, torch_device, recorder)
             engine = build_engine(config, data, model, place, recorder)
             recorder.keep_program(engine.program)
+            # not before: what building sends depends on what earlier starts have measured
+            if faults := plan_of_faults(os.environ, allowed=config.run.allow_faults):
+                arm_faults(faults, seed=config.run.seed, rank=place.rank, log=recorder.faults_armed(faults))
             watch.enter("load")
             progress = resume(config, engine, data, base, storage, communicator, recorder)
             saver = _saver(config, engine, storage, communicator, recorder, progress)
